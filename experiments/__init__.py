@@ -1,0 +1,1 @@
+"""Experiments: short programs over the library, made to be read and copied."""

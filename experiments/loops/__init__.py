@@ -1,0 +1,1 @@
+"""Whole training loops, made to be copied and changed."""

@@ -1,0 +1,110 @@
+"""Argument checks at trace time: the error names the argument, its value and what would work.
+
+Each check takes the arguments by name, `positive(eps=eps)`, so that the message can repeat the
+name. Only what is known while tracing is checked; a traced value passes.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def one_of(options: Sequence, **named) -> None:
+    """Each value is one of `options`."""
+    for name, value in named.items():
+        if value not in options:
+            raise ValueError(f"{name} is {value!r}; it must be one of {list(options)}.")
+
+
+def integer(minimum: int, **named) -> None:
+    """Each value is an integer of at least `minimum`."""
+    for name, value in named.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+            raise ValueError(f"{name} is {value!r}; it must be an integer of at least {minimum}.")
+
+
+def positive(**named) -> None:
+    """Each value is a finite number above zero (checked where it is known)."""
+    for name, value in named.items():
+        if _known(value) and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):
+            raise ValueError(f"{name} is {value!r}; it must be finite and above 0.")
+
+
+def nonnegative(**named) -> None:
+    """Each value is at least zero and not NaN (checked where it is known)."""
+    for name, value in named.items():
+        if _known(value) and not np.all(np.asarray(value) >= 0):
+            raise ValueError(f"{name} is {value!r}; it must be at least 0.")
+
+
+def within(low: float, high: float, **named) -> None:
+    """Each value lies in `[low, high]` (checked where it is known)."""
+    for name, value in named.items():
+        if _known(value) and not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
+            raise ValueError(f"{name} is {value!r}; it must lie in [{low}, {high}].")
+
+
+def ranked(rank: int | Sequence[int], axes: str = "", **named) -> None:
+    """Each array has `rank` axes (or one of several ranks); `axes` is the shape in words."""
+    ranks = (rank,) if isinstance(rank, int) else tuple(rank)
+    for name, value in named.items():
+        if jnp.ndim(value) not in ranks:
+            hint = f", {axes}" if axes else ""
+            raise ValueError(
+                f"{name} has shape {jnp.shape(value)}; it must have "
+                f"{' or '.join(map(str, ranks))} axes{hint}."
+            )
+
+
+def at_least_rank(rank: int, axes: str = "", **named) -> None:
+    """Each array has at least `rank` axes."""
+    for name, value in named.items():
+        if jnp.ndim(value) < rank:
+            hint = f", {axes}" if axes else ""
+            raise ValueError(
+                f"{name} has shape {jnp.shape(value)}; it must have at least {rank} axes{hint}."
+            )
+
+
+def nonempty(**named) -> None:
+    """No array has an axis of length zero."""
+    for name, value in named.items():
+        if 0 in jnp.shape(value):
+            raise ValueError(f"{name} has shape {jnp.shape(value)}; no axis may have length 0.")
+
+
+def real_floating(**named) -> None:
+    """Each array is float32 or float64 (bounds are never computed in less)."""
+    for name, value in named.items():
+        if jnp.result_type(value) not in (jnp.float32, jnp.float64):
+            raise ValueError(
+                f"{name} has dtype {jnp.result_type(value)}; it must be float32 or float64 "
+                f"(use {name}.astype(jnp.float32))."
+            )
+
+
+def floating(**named) -> None:
+    """Each array is float32, float64, complex64 or complex128."""
+    for name, value in named.items():
+        if jnp.result_type(value) not in (jnp.float32, jnp.float64, jnp.complex64, jnp.complex128):
+            raise ValueError(
+                f"{name} has dtype {jnp.result_type(value)}; it must be float32, float64, "
+                f"complex64 or complex128 (use {name}.astype(jnp.float32))."
+            )
+
+
+def axis_size(axis: int, size: int, reason: str = "", **named) -> None:
+    """Axis `axis` of each array has length `size`; `reason` says where the length comes from."""
+    for name, value in named.items():
+        shape = jnp.shape(value)
+        if shape[axis] != size:
+            because = f" ({reason})" if reason else ""
+            raise ValueError(
+                f"{name} has shape {shape}; its axis {axis} must have length {size}{because}."
+            )
+
+
+def _known(value) -> bool:
+    return not isinstance(value, jax.core.Tracer)

@@ -1,0 +1,132 @@
+"""Floating point that does not lie: zero-safe functions and proved rounding.
+
+The gradients of `abs`, `norm`, `sqrt` and `rsqrt` at zero are 1, NaN, inf and NaN in JAX; here they
+are zero. The rounding helpers implement the standard model: `u = eps / 2` is the unit roundoff and
+`gamma(n) = n u / (1 - n u)` bounds the relative error of a sum of n products in any order.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+HIGHEST = lax.Precision.HIGHEST
+"""The precision of every product inside a bound: float32 stays float32 on every backend."""
+
+
+def unit_roundoff(dtype) -> float:
+    """`u`: half the distance from 1 to the next number of `dtype` (complex: of its parts)."""
+    return float(jnp.finfo(dtype).eps) / 2
+
+
+def gamma(n: int, dtype) -> float:
+    """Relative error of a sum of `n` products in any order: `n u / (1 - n u)`.
+
+    >>> round(gamma(100, jnp.float32) / 100 * 2**24, 4)
+    1.0
+    """
+    nu = n * unit_roundoff(dtype)
+    if nu >= 0.5:
+        raise ValueError(f"n is {n}; sums of that length have no error bound in {dtype}.")
+    return nu / (1 - nu)
+
+
+def round_up(x, num_roundings: int = 1):
+    """At least the exact value behind a nonnegative `x` that took `num_roundings` roundings.
+
+    `num_roundings` counts operations whose relative error is at most `u`. Zero, inf and NaN stay.
+    """
+    return x * (1 + (num_roundings + 2) * 2 * unit_roundoff(x.dtype))
+
+
+def round_down(x, num_roundings: int = 1):
+    """At most the exact value behind a nonnegative `x` that took `num_roundings` roundings."""
+    return x * (1 - (num_roundings + 2) * 2 * unit_roundoff(x.dtype))
+
+
+def safe_abs(x):
+    """`|x|` with derivative 0 at 0 (JAX has 1 there, which is no symmetric choice)."""
+    return x * lax.stop_gradient(jnp.sign(x))
+
+
+def safe_sqrt(x):
+    """`sqrt(x)` with derivative 0 at 0; negative rounding noise counts as 0, NaN stays NaN."""
+    usable = ~(x <= 0)  # true for NaN
+    return jnp.where(usable, jnp.sqrt(jnp.where(usable, x, 1)), 0)
+
+
+def safe_rsqrt(x):
+    """`1 / sqrt(x)`, and 0 with derivative 0 where `x` is 0."""
+    usable = ~(x <= 0)
+    return jnp.where(usable, lax.rsqrt(jnp.where(usable, x, 1)), 0)
+
+
+def safe_reciprocal(x):
+    """`1 / x`, and 0 with derivative 0 where `x` is 0."""
+    usable = x != 0
+    return jnp.where(usable, 1 / jnp.where(usable, x, 1), 0)
+
+
+def safe_log(x, at_zero: float = 0.0):
+    """`log(x)`, and `at_zero` with derivative 0 where `x` is 0."""
+    usable = ~(x <= 0)
+    return jnp.where(usable, jnp.log(jnp.where(usable, x, 1)), at_zero)
+
+
+def safe_norm(x, axis=None, keepdims: bool = False):
+    """Euclidean norm, neither overflowing nor underflowing, with derivative 0 at 0.
+
+    Args:
+        x: `float[...]`.
+        axis: The axes of one vector; all of them when None.
+        keepdims: Whether those axes stay, with length 1.
+
+    >>> float(jax.grad(safe_norm)(jnp.zeros(3)).sum())
+    0.0
+    """
+    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0))
+    scale = power_of_two(largest)
+    norm = safe_sqrt(jnp.sum(jnp.square(x / scale), axis=axis, keepdims=True)) * scale
+    return norm if keepdims else jnp.squeeze(norm, axis=axis)
+
+
+def power_of_two(x):
+    """A power of two near `x` (positive and finite), at most `x` unless x is tiny; else 1.
+
+    Multiplying or dividing by it is exact unless the result leaves the normal range. The power
+    and its reciprocal are normal numbers (compilers divide by multiplying with the reciprocal).
+    The result carries no gradient.
+    """
+    x = lax.stop_gradient(x)
+    usable = (x > 0) & jnp.isfinite(x)
+    _, exponent = jnp.frexp(jnp.where(usable, x, 1))
+    limit = -int(jnp.finfo(x.dtype).minexp) - 1
+    return jnp.where(usable, jnp.ldexp(jnp.ones_like(x), jnp.clip(exponent - 1, -limit, limit)), 1)
+
+
+def matmul(a, b):
+    """`a @ b` at full precision on every backend."""
+    return jnp.matmul(a, b, precision=HIGHEST)
+
+
+def einsum(spec: str, *operands):
+    """`jnp.einsum` at full precision on every backend."""
+    return jnp.einsum(spec, *operands, precision=HIGHEST)
+
+
+def on_host_float64(fn, *args):
+    """`fn(*args)` in float64 on the CPU, whatever the default device and precision.
+
+    The one place where a certificate leaves the accelerator: real arrays become float64 (exactly),
+    the rest passes unchanged, and the result comes back as NumPy arrays. Not for use under jit.
+    """
+    cpu = jax.local_devices(backend="cpu")[0]
+    host = jax.tree.map(_to_float64, jax.device_get(args))
+    with jax.enable_x64(True), jax.default_device(cpu):
+        return jax.device_get(fn(*host))
+
+
+def _to_float64(leaf):
+    import numpy as np
+
+    leaf = np.asarray(leaf)
+    return leaf.astype(np.float64) if np.issubdtype(leaf.dtype, np.floating) else leaf

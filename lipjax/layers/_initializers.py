@@ -1,0 +1,55 @@
+"""Initial kernels of the published layers, for shapes `[*window, inputs, outputs]`."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from lipjax import _checks
+
+
+def window(kernel_size, dims: int) -> tuple[int, ...]:
+    """The window of a convolution, from one size or one per axis."""
+    _checks.integer(1, dims=dims)
+    _checks.one_of((1, 2, 3), dims=dims)
+    sizes = (kernel_size,) * dims if isinstance(kernel_size, int) else tuple(kernel_size)
+    if len(sizes) != dims:
+        raise ValueError(
+            f"kernel_size is {kernel_size!r}; it must be an integer or have {dims} entries."
+        )
+    for size in sizes:
+        _checks.integer(1, kernel_size=size)
+    return sizes
+
+
+def xavier_normal(key, shape):
+    """Normal with variance `2 / (fan_in + fan_out)`, each fan counting the taps."""
+    taps = math.prod(shape[:-2])
+    return jax.random.normal(key, shape) * math.sqrt(2 / (taps * (shape[-2] + shape[-1])))
+
+
+def uniform_kernel(key, shape):
+    """Uniform in `+-1 / sqrt(fan_in)`."""
+    limit = 1 / math.sqrt(math.prod(shape[:-1]))
+    return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+
+
+def uniform_bias(key, shape):
+    """Uniform in `+-1 / sqrt(fan_in)`, one per output."""
+    limit = 1 / math.sqrt(math.prod(shape[:-1]))
+    return jax.random.uniform(key, (shape[-1],), minval=-limit, maxval=limit)
+
+
+def identity_or_orthogonal(key, shape):
+    """The identity (at the central tap) for equal widths, else random orthonormal columns or rows.
+
+    Both start a rescaled layer as an isometry, where random kernels would start it as a
+    contraction and deep networks would lose the signal.
+    """
+    *taps, rows, cols = shape
+    if rows == cols:
+        matrix = jnp.eye(rows)
+    else:
+        matrix = jax.nn.initializers.orthogonal()(key, (rows, cols))
+    centre = tuple((k - 1) // 2 for k in taps)
+    return jnp.zeros(shape).at[centre].set(matrix)

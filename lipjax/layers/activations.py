@@ -1,0 +1,178 @@
+"""Activations and what is known about their slopes.
+
+The residual and sandwich forms are 1-Lipschitz only around an activation that acts on each entry
+alone and whose slope stays in [0, 1]. A norm-preserving activation such as MaxMin, or one with
+negative slopes such as the absolute value, breaks the proof and the property: it belongs between
+layers, where being 1-Lipschitz is enough.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from lipjax import _checks
+from lipjax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """A function and its proved slopes.
+
+    Attributes:
+        name: What error messages call it.
+        fn: Maps an array to an array of the same shape.
+        slopes: Smallest and largest slope if it acts on each entry alone, else None.
+        lipschitz: Its l2 Lipschitz constant.
+
+    >>> import jax.numpy as jnp
+    >>> half = Activation("half", lambda x: 0.5 * x, slopes=(0.0, 0.5), lipschitz=0.5)
+    >>> slope_restricted(half)(jnp.float32(2.0)).item()
+    1.0
+    """
+
+    name: str
+    fn: Callable[[Array], Array]
+    slopes: tuple[float, float] | None
+    lipschitz: float = 1.0
+
+    def __post_init__(self):
+        if self.slopes is None:
+            return
+        low, high = self.slopes
+        if not low <= high or self.lipschitz < max(abs(low), abs(high)):
+            raise ValueError(
+                f"slopes is {self.slopes} and lipschitz is {self.lipschitz}; slopes must be "
+                "(smallest, largest) and lipschitz at least the largest slope in size."
+            )
+
+
+def max_min(x: Array) -> Array:
+    """Sorts channels i and i + c/2 of the last axis: all maxima, then all minima.
+
+    An odd last channel passes unchanged. Preserves norms and gradients; 1-Lipschitz.
+    Reference: Anil, Lucas, Grosse (2019), https://arxiv.org/abs/1811.05381.
+
+    >>> import jax.numpy as jnp
+    >>> max_min(jnp.array([1.0, 5.0, 3.0, 2.0])).tolist()
+    [3.0, 5.0, 1.0, 2.0]
+    """
+    half = x.shape[-1] // 2
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return jnp.concatenate([jnp.maximum(a, b), jnp.minimum(a, b), rest], axis=-1)
+
+
+def group_sort(x: Array, *, group_size: int = 2) -> Array:
+    """Sorts each group of neighbouring channels in ascending order; 1-Lipschitz.
+
+    Args:
+        x: `float[..., c]` with c a multiple of `group_size`.
+
+    Reference: Anil, Lucas, Grosse (2019), https://arxiv.org/abs/1811.05381.
+
+    >>> import jax.numpy as jnp
+    >>> group_sort(jnp.array([3.0, 1.0, 2.0, 4.0])).tolist()
+    [1.0, 3.0, 2.0, 4.0]
+    """
+    _checks.integer(1, group_size=group_size)
+    if x.shape[-1] % group_size:
+        raise ValueError(
+            f"group_size is {group_size}; it must divide the {x.shape[-1]} channels of x."
+        )
+    groups = x.reshape(*x.shape[:-1], -1, group_size)
+    return jnp.sort(groups, axis=-1).reshape(x.shape)
+
+
+def leaky_relu(alpha: float = 0.1) -> Activation:
+    """ReLU with slope `alpha` in [0, 1] for negative entries."""
+    _checks.within(0.0, 1.0, alpha=alpha)
+    return Activation(f"leaky_relu({alpha})", lambda x: jax.nn.leaky_relu(x, alpha), (alpha, 1.0))
+
+
+_SELU_SLOPE = 1.0507009873554805 * 1.6732632423543772
+
+RELU = Activation("relu", jax.nn.relu, (0.0, 1.0))
+_REGISTRY = {
+    a.name: a
+    for a in (
+        RELU,
+        leaky_relu(),
+        Activation("identity", lambda x: x, (1.0, 1.0)),
+        Activation("relu6", jax.nn.relu6, (0.0, 1.0)),
+        Activation("hard_tanh", jax.nn.hard_tanh, (0.0, 1.0)),
+        Activation("elu", jax.nn.elu, (0.0, 1.0)),
+        Activation("celu", jax.nn.celu, (0.0, 1.0)),
+        Activation("selu", jax.nn.selu, (0.0, _SELU_SLOPE + 1e-6), _SELU_SLOPE + 1e-6),
+        Activation("softplus", jax.nn.softplus, (0.0, 1.0)),
+        Activation("tanh", jnp.tanh, (0.0, 1.0)),
+        Activation("sigmoid", jax.nn.sigmoid, (0.0, 0.25), 0.25),
+        Activation("abs", jnp.abs, (-1.0, 1.0)),
+        Activation("gelu", jax.nn.gelu, (-0.13, 1.13), 1.13),
+        Activation("silu", jax.nn.silu, (-0.1, 1.1), 1.1),
+        Activation("max_min", max_min, None),
+        Activation("group_sort", group_sort, None),
+    )
+}
+_REGISTRY["leaky_relu"] = _REGISTRY.pop("leaky_relu(0.1)")
+_BY_FUNCTION = {a.fn: a for a in _REGISTRY.values()} | {jax.nn.tanh: _REGISTRY["tanh"]}
+
+
+def resolve(activation) -> Activation:
+    """The `Activation` behind a name, a known function or an `Activation`.
+
+    Raises:
+        ValueError: for a name or function about which nothing is known.
+
+    >>> resolve("tanh").slopes
+    (0.0, 1.0)
+    """
+    if isinstance(activation, Activation):
+        return activation
+    found = (
+        _REGISTRY.get(activation) if isinstance(activation, str) else _BY_FUNCTION.get(activation)
+    )
+    if found is None:
+        raise ValueError(
+            f"activation is {activation!r}, about whose slopes nothing is known; it must be one of "
+            f"{sorted(_REGISTRY)} or lipjax.layers.activations.Activation(name, fn, slopes=..., "
+            "lipschitz=...) with slopes that you have proved."
+        )
+    return found
+
+
+def slope_restricted(activation) -> Callable[[Array], Array]:
+    """The activation as residual and sandwich forms may use it, with slopes in [0, 1].
+
+    A largest slope b above 1 is divided out (`s / b`).
+
+    Raises:
+        ValueError: for one that mixes entries or has a negative slope, with the reason.
+    """
+    known = resolve(activation)
+    if known.slopes is None:
+        raise ValueError(
+            f"activation is {known.name!r}, which mixes channels; inside a residual or sandwich "
+            "form the proof needs a function of each entry alone with slopes in [0, 1], and with "
+            f"{known.name!r} the layer is in fact not 1-Lipschitz. Use for example 'relu' inside "
+            f"and {known.name!r} between layers."
+        )
+    low, high = known.slopes
+    if low < 0:
+        raise ValueError(
+            f"activation is {known.name!r}, whose slope goes down to {low}; inside a residual or "
+            "sandwich form the proof needs slopes in [0, 1], and with a negative slope the layer "
+            f"is in fact not 1-Lipschitz. Use for example 'relu' inside and {known.name!r} between "
+            "layers."
+        )
+    if high > 1:
+        return lambda x: known.fn(x) / high
+    return known.fn
+
+
+def one_lipschitz(activation) -> Callable[[Array], Array]:
+    """The activation as it may stand between layers: divided by its Lipschitz constant if above 1."""
+    known = resolve(activation)
+    if known.lipschitz > 1:
+        return lambda x: known.fn(x) / known.lipschitz
+    return known.fn

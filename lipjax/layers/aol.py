@@ -1,0 +1,110 @@
+"""Almost-orthogonal layer: a kernel rescaled by the row sums of its Gram matrix.
+
+`A = W diag(d)` with `d_i = (sum_j |W^T W|_ij)^(-1/2)`, or the same on the input side when that Gram
+matrix is smaller. The norm is at most 1, and exactly W if its columns are orthonormal.
+
+Reference: Prach, Lampert (2022), https://arxiv.org/abs/2208.03160.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from lipjax import _checks
+from lipjax._numerics import safe_log
+from lipjax.layers import _initializers, forms
+from lipjax.layers.forms import Linear
+from lipjax.spectral.rescaling import (
+    conv_dominating_diagonal,
+    conv_rescale,
+    dominating_diagonal,
+    rescale,
+)
+from lipjax.typing import Array, Bound
+
+
+class Params(NamedTuple):
+    """Free parameters; any values are valid.
+
+    Attributes:
+        kernel: `float[n, m]` or `float[*window, n, m]`.
+        bias: `float[m]`.
+    """
+
+    kernel: Array
+    bias: Array
+
+
+def init_dense(key: Array, in_features: int, out_features: int) -> Params:
+    """An isometry: the identity, or random orthonormal columns or rows for unequal widths."""
+    _checks.integer(1, in_features=in_features, out_features=out_features)
+    return _init(key, (in_features, out_features))
+
+
+def init_conv(
+    key: Array, in_features: int, out_features: int, *, kernel_size=3, dims: int = 2
+) -> Params:
+    """As `init_dense`, at the central tap, for `dims` spatial axes."""
+    _checks.integer(1, in_features=in_features, out_features=out_features)
+    window = _initializers.window(kernel_size, dims)
+    return _init(key, (*window, in_features, out_features))
+
+
+def constrain_dense(params: Params) -> Linear:
+    """The weights of the layer.
+
+    Guarantee: the kernel returned has norm at most 1 in exact arithmetic. Zero columns stay zero,
+    with finite gradients. NaN in gives NaN out.
+    """
+    kernel = rescale(params.kernel)
+    return Linear(kernel, params.bias, _witness(params.kernel, dominating_diagonal))
+
+
+def constrain_conv(params: Params) -> Linear:
+    """As `constrain_dense`, for zero and circular padding, every stride and input size."""
+    kernel = conv_rescale(params.kernel)
+    return Linear(kernel, params.bias, _witness(params.kernel, conv_dominating_diagonal))
+
+
+def apply_dense(weights: Linear, x: Array) -> Array:
+    """The layer on `float[..., n]`, 1-Lipschitz up to the rounding of the evaluation.
+
+    >>> import jax, jax.numpy as jnp
+    >>> params = init_dense(jax.random.key(0), 4, 3)
+    >>> apply_dense(constrain_dense(params), jnp.ones(4)).shape
+    (3,)
+    """
+    return forms.linear_dense(weights, x)
+
+
+def apply_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) -> Array:
+    """The layer on `float[..., *spatial, n]`, 1-Lipschitz up to the rounding of the evaluation."""
+    return forms.linear_conv(weights, x, padding=padding, strides=strides)
+
+
+def freeze_dense(params: Params) -> Linear:
+    """`constrain_dense` in float64 on the host, rounded: for evaluation."""
+    return forms.frozen(constrain_dense, params)
+
+
+def freeze_conv(params: Params) -> Linear:
+    """`constrain_conv` in float64 on the host, rounded: for evaluation."""
+    return forms.frozen(constrain_conv, params)
+
+
+def bound(weights: Linear) -> Bound:
+    """Upper bound on the Lipschitz constant of the layer with these weights, proved in float64."""
+    return forms.linear_bound(weights)
+
+
+def _init(key, shape) -> Params:
+    kernel = _initializers.identity_or_orthogonal(key, shape)
+    return Params(kernel=kernel, bias=jnp.zeros(shape[-1]))
+
+
+def _witness(kernel, diagonal):
+    """With weights `sqrt(t)` the row sums of the rescaled Gram matrix are exactly 1."""
+    if kernel.shape[-2] < kernel.shape[-1]:
+        kernel = jnp.swapaxes(kernel, -1, -2)
+    return safe_log(lax.stop_gradient(diagonal(kernel))) / 2

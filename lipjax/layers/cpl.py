@@ -1,0 +1,129 @@
+r"""Convex potential layer: $x - \tfrac{2}{\sigma^2}\, s(x W + b)\, W^T$ with $\sigma \ge \|W\|$.
+
+One explicit Euler step of the gradient flow of a convex potential, at the longest step for which
+it does not expand. Published implementations estimate the norm by power iteration, which comes
+from below and makes the step too long; here it is an upper bound.
+
+Reference: Meunier, Delattre, Araujo, Allauzen (2022), https://arxiv.org/abs/2110.12690.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lipjax import _checks
+from lipjax._numerics import power_of_two, round_down, safe_reciprocal
+from lipjax.layers import _initializers, forms
+from lipjax.layers.forms import Residual
+from lipjax.spectral.conv import conv_gram_iteration
+from lipjax.spectral.gram import gram_iteration
+from lipjax.typing import Array, Bound
+
+
+class Params(NamedTuple):
+    """Free parameters; any values are valid.
+
+    Attributes:
+        kernel: `float[n, m]` or `float[*window, n, m]`.
+        bias: `float[m]`.
+    """
+
+    kernel: Array
+    bias: Array
+
+
+def init_dense(key: Array, features: int, hidden: int) -> Params:
+    """Uniform kernel and bias in `+-1 / sqrt(fan_in)`, for `float[..., features]`.
+
+    Only the direction of the kernel matters. At initialization hidden widths far above `features`
+    nearly erase the signal; keep `hidden` at most `features`.
+    """
+    _checks.integer(1, features=features, hidden=hidden)
+    return _init(key, (features, hidden))
+
+
+def init_conv(key: Array, channels: int, hidden: int, *, kernel_size=3, dims: int = 2) -> Params:
+    """As `init_dense`, for `float[..., *spatial, channels]` with `dims` spatial axes."""
+    _checks.integer(1, channels=channels, hidden=hidden)
+    return _init(key, (*_initializers.window(kernel_size, dims), channels, hidden))
+
+
+def constrain_dense(params: Params, *, num_iters: int = 6) -> Residual:
+    """The weights of the layer, with the norm bounded by `num_iters` Gram products.
+
+    Guarantee: `2 / step` is at least the squared norm of the kernel in exact arithmetic for the
+    returned floats. A zero kernel has step 0. NaN in gives NaN out.
+    """
+    scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
+    return _constrain(params, gram_iteration(params.kernel / scale, num_iters=num_iters), scale)
+
+
+def constrain_conv(
+    params: Params,
+    *,
+    padding: str = "any",
+    input_size: int | Sequence[int] | None = None,
+    num_iters: int = 4,
+) -> Residual:
+    """As `constrain_dense`, with the norm of the convolution.
+
+    `padding="any"` holds for zero and circular padding at every size. For `"zero"` or `"circular"`
+    with an `input_size` the norm is a little smaller and valid there alone.
+    """
+    scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
+    norm = conv_gram_iteration(
+        params.kernel / scale, padding=padding, input_size=input_size, num_iters=num_iters
+    )
+    return _constrain(params, norm, scale)
+
+
+def apply_dense(weights: Residual, x: Array, *, activation="relu") -> Array:
+    """The layer on `float[..., n]`; the width stays.
+
+    Guarantee: 1-Lipschitz in l2 for weights from `constrain_dense`, up to the rounding of the
+    evaluation. `activation` must have slopes in [0, 1]; others are refused.
+
+    >>> import jax, jax.numpy as jnp
+    >>> params = init_dense(jax.random.key(0), 4, 3)
+    >>> apply_dense(constrain_dense(params), jnp.ones(4)).shape
+    (4,)
+    """
+    return forms.residual_dense(weights, x, activation=activation)
+
+
+def apply_conv(weights: Residual, x: Array, *, activation="relu", padding: str = "zero") -> Array:
+    """The layer on `float[..., *spatial, n]`; guarantees as `apply_dense`."""
+    return forms.residual_conv(weights, x, activation=activation, padding=padding)
+
+
+def freeze_dense(params: Params) -> Residual:
+    """`constrain_dense` in float64 on the host with more iterations: for evaluation."""
+    return forms.frozen(lambda p: constrain_dense(p, num_iters=10), params)
+
+
+def freeze_conv(params: Params) -> Residual:
+    """`constrain_conv` for every size, in float64 on the host: for evaluation."""
+    return forms.frozen(lambda p: constrain_conv(p, num_iters=10), params)
+
+
+def bound(weights: Residual) -> Bound:
+    """Upper bound on the Lipschitz constant of the layer with these weights, proved in float64."""
+    return forms.residual_bound(weights)
+
+
+def _init(key, shape) -> Params:
+    kernel_key, bias_key = jax.random.split(key)
+    return Params(
+        kernel=_initializers.uniform_kernel(kernel_key, shape),
+        bias=_initializers.uniform_bias(bias_key, shape),
+    )
+
+
+def _constrain(params, norm, scale) -> Residual:
+    inverse = safe_reciprocal(norm)
+    step = round_down(2 * inverse * inverse / scale / scale, 6)
+    hidden = params.kernel.shape[-1]
+    witness = jnp.zeros(hidden, params.kernel.dtype)
+    return Residual(params.kernel, params.bias, jnp.broadcast_to(step, (hidden,)), witness)

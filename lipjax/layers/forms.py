@@ -1,0 +1,169 @@
+r"""The forms of a 1-Lipschitz layer: what a weight of norm at most 1 can be used in.
+
+* Linear: $x \mapsto x A + b$ with $\|A\| \le 1$.
+* Residual: $x \mapsto x - 2\, s(x W + b)\, T^{-1} W^T$ with a positive diagonal
+  $T \succeq W^T W$ and an activation $s$ on each entry alone with slopes in [0, 1].
+
+The residual form is the solution of the SDP condition of `lipjax.layers.lmi` with identity skip.
+With $A = W T^{-1/2}$ it is the same statement: $\|A\| \le 1$ (Meunier et al. 2022,
+https://arxiv.org/abs/2110.12690; Araujo et al. 2023, https://arxiv.org/abs/2303.03169).
+
+Weights carry a witness, `log_q`: weights of the diagonal dominance that proves them. From it
+`*_bound` recomputes the proof in float64 for the very floats that the layer multiplies with.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lipjax import _numerics
+from lipjax.layers import activations
+from lipjax.layers._convolution import add_bias, adjoint, convolve
+from lipjax.spectral.conv import conv_gram_iteration
+from lipjax.spectral.gram import gram_iteration
+from lipjax.spectral.rescaling import conv_dominating_diagonal, dominating_diagonal
+from lipjax.typing import Array, Bound
+
+
+class Linear(NamedTuple):
+    """Weights of the linear form.
+
+    Attributes:
+        kernel: `float[n, m]` or `float[*window, n, m]`, of norm at most 1.
+        bias: `float[m]`.
+        log_q: `float[min(n, m)]`, the witness.
+    """
+
+    kernel: Array
+    bias: Array
+    log_q: Array
+
+
+class Residual(NamedTuple):
+    """Weights of the residual form.
+
+    Attributes:
+        kernel: `float[n, m]` or `float[*window, n, m]`, the W.
+        bias: `float[m]`.
+        step: `float[m]`, the diagonal of `2 T^-1`.
+        log_q: `float[m]`, the witness.
+    """
+
+    kernel: Array
+    bias: Array
+    step: Array
+    log_q: Array
+
+
+def linear_dense(weights: Linear, x: Array) -> Array:
+    """`x A + b` for `float[..., n]`."""
+    _check_width(weights.kernel, x)
+    return add_bias(x @ weights.kernel, weights.bias)
+
+
+def linear_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) -> Array:
+    """`A * x + b` for `float[..., *spatial, n]`."""
+    return add_bias(convolve(x, weights.kernel, padding=padding, strides=strides), weights.bias)
+
+
+def residual_dense(weights: Residual, x: Array, *, activation="relu") -> Array:
+    """`x - s(x W + b) 2 T^-1 W^T` for `float[..., n]`."""
+    s = activations.slope_restricted(activation)
+    _check_width(weights.kernel, x)
+    hidden = s(add_bias(x @ weights.kernel, weights.bias))
+    return x - (hidden * jnp.broadcast_to(weights.step, hidden.shape)) @ weights.kernel.T
+
+
+def residual_conv(
+    weights: Residual, x: Array, *, activation="relu", padding: str = "zero"
+) -> Array:
+    """The residual form with a padded convolution and its exact adjoint."""
+    s = activations.slope_restricted(activation)
+    hidden = s(add_bias(convolve(x, weights.kernel, padding=padding), weights.bias))
+    hidden = hidden * jnp.broadcast_to(weights.step, hidden.shape)
+    dims = weights.kernel.ndim - 2
+    spatial = x.shape[-dims - 1 : -1]
+    return x - adjoint(hidden, weights.kernel, spatial, padding=padding)
+
+
+def linear_bound(weights: Linear) -> Bound:
+    """Upper bound on the Lipschitz constant of the linear form with exactly these floats.
+
+    In float64 on the host: the smaller of the weighted row sums of the Gram matrix with the
+    witness and, where that is not already about 1, Gram iteration. Holds for dense kernels and for
+    convolutions with zero or circular padding, any stride and size.
+    """
+    squared = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, None)
+    return Bound(_at_least(math.sqrt(squared)), "upper")
+
+
+def residual_bound(weights: Residual) -> Bound:
+    """Upper bound on the Lipschitz constant of the residual form with exactly these floats.
+
+    If `T` dominates `W^T W` up to a factor r, the form is r times a 1-Lipschitz one minus
+    `(r - 1) x`, so the constant is at most `max(1, 2 r - 1)`. Needs a slope-restricted activation.
+    """
+    ratio = _numerics.on_host_float64(
+        _squared_norm, weights.kernel, weights.log_q, weights.step
+    )
+    return Bound(max(1.0, _at_least(2 * _at_least(ratio) - 1)), "upper")
+
+
+PROVED = 1 + 1e-6
+"""Up to this squared norm the quick proof is taken as it is."""
+
+
+def _squared_norm(kernel, log_q, step):
+    """Upper bound on `|W diag(step / 2)^(1/2)|^2`, float64; `step` None for none."""
+    dense = kernel.ndim == 2
+    diagonal = dominating_diagonal if dense else conv_dominating_diagonal
+    if step is None and kernel.shape[-2] < kernel.shape[-1]:
+        kernel = jnp.swapaxes(kernel, -1, -2)
+    scale = jnp.ones(kernel.shape[-1]) if step is None else step / 2
+    t = diagonal(kernel, log_q=log_q)
+    quick = jnp.max(jnp.where(t > 0, t * scale, 0)) * (1 + 1e-14)
+    quick = jnp.where(jnp.isnan(t * scale).any(), jnp.inf, quick)
+    if float(quick) <= PROVED:
+        return quick
+    scaled = kernel * jnp.sqrt(scale)
+    if dense:
+        slow = gram_iteration(scaled, num_iters=12)
+    else:
+        slow = conv_gram_iteration(scaled, padding="any", num_iters=12)
+    return jnp.fmin(quick, jnp.square(slow) * (1 + 1e-14))
+
+
+def _at_least(value) -> float:
+    """A Python float, one step up; NaN (a proof that failed) becomes infinity."""
+    value = float(value)
+    return math.inf if math.isnan(value) else math.nextafter(value, math.inf)
+
+
+def frozen(constrain, params):
+    """`constrain(params)` computed in float64 on the host and rounded towards zero.
+
+    The kernels of residual forms, biases and witnesses are what they were; the steps come out at
+    most what the proof allows and closer to it than any float32 computation can get.
+    """
+    exact = _numerics.on_host_float64(constrain, params)
+    dtype = np.result_type(*jax.tree.leaves(params))
+    return jax.tree.map(functools.partial(_towards_zero, dtype=dtype), exact)
+
+
+def _towards_zero(x, dtype):
+    x = np.asarray(x)
+    rounded = x.astype(dtype)
+    beyond = np.abs(rounded.astype(np.float64)) > np.abs(x)
+    return jnp.asarray(np.where(beyond, np.nextafter(rounded, np.zeros_like(rounded)), rounded))
+
+
+def _check_width(kernel, x):
+    if x.ndim < 1 or x.shape[-1] != kernel.shape[0]:
+        raise ValueError(
+            f"x has shape {x.shape}; its last axis must have length {kernel.shape[0]}, the "
+            "features that the layer was made for."
+        )

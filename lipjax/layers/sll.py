@@ -1,0 +1,111 @@
+r"""SDP-based Lipschitz layer: $x - 2\, s(x W + b)\, T^{-1} W^T$ with a weighted Gershgorin T.
+
+$T = \mathrm{diag}\big(\sum_j |W^T W|_{ij}\, e^{q_j - q_i}\big)$, with the autocorrelation of the kernel
+and a sum over its taps for convolutions. The weights q act (in a published implementation of the
+convolution they cancel); for ReLU and other homogeneous activations they change the training and
+not the set of functions.
+
+Reference: Araujo, Havens, Delattre, Allauzen, Hu (2023), https://arxiv.org/abs/2303.03169.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lipjax import _checks
+from lipjax._numerics import round_down, safe_reciprocal
+from lipjax.layers import _initializers, forms
+from lipjax.layers.forms import Residual
+from lipjax.spectral.rescaling import conv_dominating_diagonal, dominating_diagonal
+from lipjax.typing import Array, Bound
+
+
+class Params(NamedTuple):
+    """Free parameters; any values are valid.
+
+    Attributes:
+        kernel: `float[n, m]` or `float[*window, n, m]`.
+        bias: `float[m]`.
+        log_q: `float[m]`, logarithms of the Gershgorin weights.
+    """
+
+    kernel: Array
+    bias: Array
+    log_q: Array
+
+
+def init_dense(key: Array, features: int, hidden: int) -> Params:
+    """Xavier normal kernel, uniform bias, equal weights: for `float[..., features]`."""
+    _checks.integer(1, features=features, hidden=hidden)
+    return _init(key, (features, hidden))
+
+
+def init_conv(key: Array, channels: int, hidden: int, *, kernel_size=3, dims: int = 2) -> Params:
+    """As `init_dense`, for `float[..., *spatial, channels]` with `dims` spatial axes."""
+    window = _initializers.window(kernel_size, dims)
+    _checks.integer(1, channels=channels, hidden=hidden)
+    return _init(key, (*window, channels, hidden))
+
+
+def constrain_dense(params: Params) -> Residual:
+    """The weights of the layer.
+
+    Guarantee: `diag(2 / step)` dominates `W^T W` in exact arithmetic for the returned floats, so
+    that `apply_dense` is 1-Lipschitz. A column of zeros has step 0: its unit is switched off, with
+    finite gradients. NaN in gives NaN out.
+    """
+    return _constrain(params, dominating_diagonal(params.kernel, log_q=params.log_q))
+
+
+def constrain_conv(params: Params) -> Residual:
+    """As `constrain_dense`, for zero and circular padding and every input size."""
+    return _constrain(params, conv_dominating_diagonal(params.kernel, log_q=params.log_q))
+
+
+def apply_dense(weights: Residual, x: Array, *, activation="relu") -> Array:
+    """The layer on `float[..., n]`; the width stays.
+
+    Guarantee: 1-Lipschitz in l2 for weights from `constrain_dense`, up to the rounding of the
+    evaluation. `activation` must have slopes in [0, 1]; others are refused.
+
+    >>> import jax, jax.numpy as jnp
+    >>> params = init_dense(jax.random.key(0), 4, 8)
+    >>> apply_dense(constrain_dense(params), jnp.ones(4)).shape
+    (4,)
+    """
+    return forms.residual_dense(weights, x, activation=activation)
+
+
+def apply_conv(weights: Residual, x: Array, *, activation="relu", padding: str = "zero") -> Array:
+    """The layer on `float[..., *spatial, n]`; guarantees as `apply_dense`."""
+    return forms.residual_conv(weights, x, activation=activation, padding=padding)
+
+
+def freeze_dense(params: Params) -> Residual:
+    """`constrain_dense` in float64 on the host, rounded to the sound side: for evaluation."""
+    return forms.frozen(constrain_dense, params)
+
+
+def freeze_conv(params: Params) -> Residual:
+    """`constrain_conv` in float64 on the host, rounded to the sound side: for evaluation."""
+    return forms.frozen(constrain_conv, params)
+
+
+def bound(weights: Residual) -> Bound:
+    """Upper bound on the Lipschitz constant of the layer with these weights, proved in float64."""
+    return forms.residual_bound(weights)
+
+
+def _init(key, shape) -> Params:
+    kernel_key, bias_key = jax.random.split(key)
+    return Params(
+        kernel=_initializers.xavier_normal(kernel_key, shape),
+        bias=_initializers.uniform_bias(bias_key, shape),
+        log_q=jnp.zeros(shape[-1]),
+    )
+
+
+def _constrain(params, t) -> Residual:
+    step = round_down(2 * safe_reciprocal(t), 2)
+    return Residual(params.kernel, params.bias, step, params.log_q)

@@ -1,0 +1,276 @@
+r"""Spectral norms of convolutions: the symbol, its Gram iteration, and the theorems of padding.
+
+A convolution with kernel $K$ has the symbol $F(\omega) = \sum_t K_t e^{-i \langle\omega, t\rangle}$,
+a `channels_in x channels_out` matrix for every frequency. Write $C_m$ for the convolution on a
+torus with $m$ points per axis and $Z_n$ for the zero-padded one on $n$ points per axis.
+
+* Circular: $\|C_m\| = \max_j \sigma_1(F(2\pi j / m))$.
+* Zero padding: $Z_n$ is a submatrix of $C_m$ for every $m \ge n + p$, where $p$ is the larger
+  padding of the two ends; so $\|Z_n\| \le \|C_m\|$. (The circular norm at $n$ itself is *not* a
+  bound for zero padding.)
+* Any size, circular or zero-padded: with $d = (k - 1) / 2$ per axis,
+  $\sup_\omega \sigma_1(F(\omega)) \le \|C_m\| \prod 1 / \cos(\pi d / m)$ for $m > 2 d$, by the
+  theorem of M. Riesz on trigonometric polynomials.
+
+The first is classical: the Fourier basis makes $C_m$ block diagonal. For the second, an entry of
+$Z_n$ is one tap of the kernel, and the same entry of $C_m$ sums all taps that agree with it modulo
+$m$: for $m \ge n + p$ there is no other. For the third, fix the singular vectors $u, v$ at the
+maximizing frequency. Along one axis the real part of $u^* F(\omega) v$, with its phase at the
+maximum removed, is a trigonometric polynomial of degree $d$ that attains its maximum there, falls
+from it no faster than $\cos(d x)$, and has a grid point within $\pi / m$.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lipjax import _checks
+from lipjax._numerics import einsum, gamma, power_of_two, round_up, safe_norm
+from lipjax.spectral.gram import _any_nonzero, _mark_nonfinite, gram_bound
+from lipjax.typing import Array
+
+PADDINGS = ("circular", "zero", "any")
+CHUNK_FLOATS = 2**22
+"""Numbers that one chunk of frequencies may hold at a time (16 MiB in float32)."""
+
+
+def conv_gram_iteration(
+    kernel: Array,
+    *,
+    padding: str,
+    input_size: int | Sequence[int] | None = None,
+    strides: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    num_iters: int = 4,
+) -> Array:
+    """Upper bound on the spectral norm of a convolution, as an operator on whole images.
+
+    Args:
+        kernel: `float[*window, channels_in / groups, channels_out]` with one, two or three window
+            axes (HWIO, as in JAX and Flax).
+        padding: `"circular"`: periodic, at `input_size`. `"zero"`: at most half a window of zeros
+            at each end (`SAME`, also `VALID`), at `input_size`. `"any"`: circular or zero padding
+            of any amount at any input size; `input_size` is not used.
+        input_size: Points per spatial axis, one integer or one per axis.
+        strides: Step per axis. For circular padding it must divide `input_size`.
+        dilation: Distance between taps per axis.
+        groups: Number of channel groups; the norm is the largest of the groups' norms.
+        num_iters: Number of Gram products per frequency, at least 1.
+
+    Returns:
+        `float[]`, the bound.
+
+    Guarantee: at least the largest singular value of the convolution with exactly the numbers of
+    `kernel`, in its floating-point dtype. `"circular"` converges to the norm as `num_iters`
+    grows; `"zero"` to the norm on a slightly larger torus; `"any"` to at most
+    `1 / prod cos(pi / 32)` times the supremum over all sizes (1.0097 for a 3 x 3 window). Zero
+    with zero gradient for the zero kernel, NaN for a NaN, inf for an infinity.
+
+    Raises:
+        ValueError: for an unknown padding (reflecting paddings have a norm above 1 of their own),
+            a missing `input_size`, groups or strides that do not divide, a wrong rank or dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> blur = jnp.full((3, 3, 1, 1), 1 / 9)
+        >>> bool(1.0 <= conv_gram_iteration(blur, padding="circular", input_size=8) < 1.0001)
+        True
+
+    Reference: Delattre et al. (2023), https://arxiv.org/abs/2305.16173; for zero padding the
+    embedding above replaces the bound of Delattre et al. (2024), https://arxiv.org/abs/2402.00240.
+    """
+    kernel = jnp.asarray(kernel)
+    dims = check_kernel(kernel)
+    _checks.one_of(PADDINGS, padding=padding)
+    _checks.integer(1, num_iters=num_iters)
+    strides = per_axis(dims, strides=strides)
+    dilation = per_axis(dims, dilation=dilation)
+    if input_size is not None:
+        input_size = per_axis(dims, input_size=input_size)
+    _checks.integer(1, groups=groups)
+    return _conv_bound(kernel, padding, input_size, strides, dilation, groups, num_iters)
+
+
+@functools.partial(jax.jit, static_argnums=range(1, 7))
+def _conv_bound(kernel, padding, input_size, strides, dilation, groups, num_iters):
+    grouped, grid, factor = torus_problem(
+        split_groups(kernel, groups),
+        padding=padding,
+        input_size=input_size,
+        strides=strides,
+        dilation=dilation,
+    )
+    axes = tuple(range(kernel.ndim))
+    scale = power_of_two(jnp.max(jnp.abs(kernel)))
+    bound = _largest_over_frequencies(grouped / scale, grid, num_iters)
+    tiny = math.prod(kernel.shape) * float(jnp.finfo(kernel.dtype).tiny)
+    bound = round_up(bound * scale) * factor
+    bound = round_up(bound) + jnp.where(_any_nonzero([kernel], axes), tiny, 0).astype(kernel.dtype)
+    return _mark_nonfinite(bound, [kernel], axes)
+
+
+def torus_problem(kernel, *, padding, input_size, strides, dilation):
+    """The stride-1, undilated convolution on a torus whose norm bounds the one asked for.
+
+    Args:
+        kernel: `[groups, *window, channels_in, channels_out]`.
+        padding, input_size, strides, dilation: as in `conv_gram_iteration`, one entry per axis.
+
+    Returns:
+        The kernel of that convolution, the points per axis of its torus, and the factor by which
+        its norm must be multiplied.
+    """
+    dims = len(strides)
+    window = kernel.shape[1:-2]
+    reach = tuple(d * (k - 1) + 1 for d, k in zip(dilation, window))
+    strided = any(s > 1 for s in strides)
+    if strided:  # subsampling mixes with dilation: write the zeros out, then fold
+        kernel = _space_to_depth(_dilate(kernel, dilation), strides)
+        dilation = (1,) * dims
+        window = kernel.shape[1:-2]
+    if padding == "any":
+        grid = tuple(1 if k == 1 else max(32, 16 * (k - 1)) for k in window)
+        cosines = (math.cos(math.pi * (k - 1) / (2 * m)) for k, m in zip(window, grid))
+        factor = 1.0
+        for cosine in cosines:
+            factor /= cosine
+        return kernel, grid, factor
+    if input_size is None:
+        raise ValueError(
+            f"input_size is None; padding={padding!r} needs the points per axis, for example "
+            f"input_size=32. A bound for every size is padding='any'."
+        )
+    size = input_size
+    if padding == "circular":
+        for n, s in zip(size, strides):
+            if n % s:
+                raise ValueError(
+                    f"strides is {strides} and input_size is {size}; for circular padding the "
+                    f"stride must divide the size. padding='any' holds for every stride and size."
+                )
+        torus = tuple(n // s for n, s in zip(size, strides))
+        grid = tuple(n // math.gcd(n, d) for n, d in zip(torus, dilation))
+    else:
+        # Any torus of at least size + half a window; a multiple of the step, so that it divides.
+        step = strides if strided else dilation
+        grid = tuple(-(-(n + k // 2) // s) for n, k, s in zip(size, reach, step))
+    return kernel, grid, 1.0
+
+
+def frequencies(grid: Sequence[int]) -> np.ndarray:
+    """`int[count, dims]`: one of each pair of opposite frequencies of a torus.
+
+    A real kernel has the same singular values at opposite frequencies.
+
+    >>> len(frequencies((32, 32)))
+    514
+    """
+    grid = np.asarray(grid)
+    points = np.stack(np.meshgrid(*[np.arange(m) for m in grid], indexing="ij"), -1)
+    points = points.reshape(-1, len(grid))
+    opposite = (-points) % grid
+    rank = np.ravel_multi_index(points.T, grid)
+    return points[rank <= np.ravel_multi_index(opposite.T, grid)]
+
+
+def fourier_matrix(points: np.ndarray, grid: Sequence[int], window: Sequence[int]):
+    """Real and imaginary parts of `exp(-i <omega_f, t>)`, `float64[count, taps]` each.
+
+    The phases are reduced in integers, so that each entry is right to one rounding.
+    """
+    taps = np.array(list(itertools.product(*[range(k) for k in window])))
+    phase = np.zeros((len(points), len(taps)))
+    for axis, m in enumerate(grid):
+        phase += (points[:, axis, None] * taps[None, :, axis]) % m / m
+    return np.cos(2 * np.pi * phase), -np.sin(2 * np.pi * phase)
+
+
+def _largest_over_frequencies(kernel, grid, num_iters):
+    """Upper bound on the largest `sigma_1(F(omega))` over a grid, for `[groups, *window, ci, co]`."""
+    groups, *window, c_in, c_out = kernel.shape
+    dtype = kernel.dtype
+    taps = kernel.reshape(groups, -1, c_in, c_out)
+    if math.prod(window) == 1:
+        return jnp.max(gram_bound(taps[:, 0], None, num_iters=num_iters))
+
+    points = frequencies(grid)
+    cos, sin = fourier_matrix(points, grid, window)
+    size = groups * (2 * c_in * c_out + 4 * min(c_in, c_out) ** 2)
+    chunk = max(1, min(len(points), CHUNK_FLOATS // size))
+    pad = -len(points) % chunk
+    cos, sin = (np.pad(e, ((0, pad), (0, 0)), mode="edge") for e in (cos, sin))
+
+    def largest_of_chunk(cos_sin):
+        re, im = (einsum("ft,gtio->fgio", e, taps) for e in cos_sin)
+        return jnp.max(gram_bound(re, im, num_iters=num_iters))
+
+    shape = (-1, chunk, taps.shape[1])
+    chunks = tuple(jnp.asarray(e.reshape(shape), dtype) for e in (cos, sin))
+    if chunks[0].shape[0] == 1:
+        bound = largest_of_chunk(tuple(e[0] for e in chunks))
+    else:
+        bound = jnp.max(lax.map(jax.checkpoint(largest_of_chunk), chunks))
+    return round_up(bound + jnp.max(_symbol_error(taps)))
+
+
+def _symbol_error(taps):
+    """Bound on `|F_computed - F|_F` for every frequency, per group."""
+    _, num_taps, c_in, c_out = taps.shape
+    sums = jnp.sum(jnp.abs(taps), axis=1)
+    size = round_up(safe_norm(sums, axis=(-2, -1)), num_taps + c_in * c_out + 8)
+    return lax.stop_gradient(round_up(math.sqrt(2) * gamma(num_taps + 3, taps.dtype) * size, 8))
+
+
+def check_kernel(kernel) -> int:
+    """The number of window axes of a kernel, after checking its rank and dtype."""
+    _checks.ranked((3, 4, 5), "[*window, channels_in, channels_out]", kernel=kernel)
+    _checks.nonempty(kernel=kernel)
+    _checks.real_floating(kernel=kernel)
+    return kernel.ndim - 2
+
+
+def split_groups(kernel, groups: int):
+    """`[*window, ci, co]` to `[groups, *window, ci, co / groups]`."""
+    c_out = kernel.shape[-1]
+    if c_out % groups:
+        raise ValueError(f"groups is {groups}; it must divide the {c_out} output channels.")
+    kernel = kernel.reshape(*kernel.shape[:-1], groups, c_out // groups)
+    return jnp.moveaxis(kernel, -2, 0)
+
+
+def per_axis(dims: int, **named) -> tuple[int, ...]:
+    """One positive integer per spatial axis, from an integer or a sequence of them."""
+    ((name, value),) = named.items()
+    values = (value,) * dims if isinstance(value, int | np.integer) else tuple(value)
+    if len(values) != dims:
+        raise ValueError(f"{name} is {value!r}; it must be an integer or have {dims} entries.")
+    for entry in values:
+        if isinstance(entry, bool) or not isinstance(entry, int | np.integer) or entry < 1:
+            raise ValueError(f"{name} is {value!r}; its entries must be integers of at least 1.")
+    return tuple(int(entry) for entry in values)
+
+
+def _dilate(kernel, dilation):
+    pads = [(0, 0, 0), *((0, 0, d - 1) for d in dilation), (0, 0, 0), (0, 0, 0)]
+    return lax.pad(kernel, jnp.zeros((), kernel.dtype), pads)
+
+
+def _space_to_depth(kernel, strides):
+    """A strided convolution is a plain one on blocks: tap `s u + a` becomes tap u, channel a."""
+    groups, *window, c_in, c_out = kernel.shape
+    pads = [(0, 0), *((0, -k % s) for k, s in zip(window, strides)), (0, 0), (0, 0)]
+    kernel = jnp.pad(kernel, pads)
+    folded = [-(-k // s) for k, s in zip(window, strides)]
+    shape = [groups, *itertools.chain(*zip(folded, strides)), c_in, c_out]
+    dims = len(strides)
+    outer = [1 + 2 * i for i in range(dims)]
+    inner = [2 + 2 * i for i in range(dims)]
+    kernel = kernel.reshape(shape).transpose(0, *outer, *inner, 2 * dims + 1, 2 * dims + 2)
+    return kernel.reshape(groups, *folded, math.prod(strides) * c_in, c_out)

@@ -1,0 +1,352 @@
+r"""Spectral rescaling: a diagonal that dominates the Gram matrix, and weights of norm at most 1.
+
+For any matrix $W$ with Gram matrix $G = W^T W$, any power $p = 2^{N-1}$ and any positive $r$, let
+
+$$ t_i = \Big( \sum_j |(G^p)_{ij}| \, r_j / r_i \Big)^{1/p}. $$
+
+Then $\mathrm{diag}(t) \succeq W^T W$: the weighted row sums make $\mathrm{diag}(t^p) - G^p$
+diagonally dominant after a change of variables, and the $p$-th root is operator monotone
+(Löwner-Heinz). So $W \mathrm{diag}(t)^{-1/2}$ has norm at most 1. $N = 1$ with $r = 1$ is the
+almost-orthogonal layer (Prach, Lampert 2022, https://arxiv.org/abs/2208.03160); $r = e^q$ gives
+the layers of Araujo et al. (2023), https://arxiv.org/abs/2303.03169; $N \to \infty$ divides by the
+spectral norm (Delattre, Barthélemy, Allauzen 2024, https://arxiv.org/abs/2402.00240).
+
+For a convolution $G$ is the autocorrelation of the kernel and the sum also runs over its taps. The
+result dominates the symbol at every frequency, so it holds for circular and for zero padding, any
+stride, any dilation and any input size. It does not hold for reflecting or replicating paddings,
+whose own norm is above 1.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lipjax import _checks
+from lipjax._numerics import (
+    einsum,
+    gamma,
+    matmul,
+    power_of_two,
+    round_up,
+    safe_abs,
+    safe_rsqrt,
+    safe_sqrt,
+    unit_roundoff,
+)
+from lipjax.spectral.conv import check_kernel
+from lipjax.spectral.gram import BLOCK, contract
+from lipjax.typing import Array
+
+LARGEST_LOG_Q = 8.0
+"""Weights are clipped to `exp(+-8)` around their mean: any weights are valid, huge ones overflow."""
+
+
+@functools.partial(jax.jit, static_argnames="num_iters")
+def rescale(matrix: Array, *, num_iters: int = 1, log_q: Array | None = None) -> Array:
+    """The matrix with rows or columns scaled so that its spectral norm is at most 1.
+
+    The side of the smaller Gram matrix is scaled: columns if there are at most as many columns as
+    rows, else rows.
+
+    Args:
+        matrix: `float[..., p, q]`; leading axes are a batch.
+        num_iters: 1 scales like the almost-orthogonal layer; more iterations approach a division
+            by the spectral norm, at one product of the Gram matrix each.
+        log_q: `float[..., min(p, q)]`, logarithms of positive weights; None means equal ones.
+
+    Returns:
+        `float[..., p, q]` of norm at most 1.
+
+    Guarantee: the exact spectral norm of the returned array is at most 1, in the dtype of the
+    input, rounding included. A matrix with orthonormal columns (or rows) is returned up to that
+    rounding. Zero columns stay zero, with finite gradients. NaN in gives NaN out; an infinity
+    gives NaN or zeros.
+
+    Raises:
+        ValueError: for a wrong rank, an empty axis, a dtype other than float32 and float64, or
+            `log_q` of the wrong length.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> weights = rescale(jax.random.normal(jax.random.key(0), (8, 5)))
+        >>> bool(jnp.linalg.norm(weights, ord=2) <= 1)
+        True
+    """
+    matrix = jnp.asarray(matrix)
+    _check_matrix(matrix, num_iters)
+    if matrix.shape[-2] < matrix.shape[-1]:
+        return _transpose(rescale(_transpose(matrix), num_iters=num_iters, log_q=log_q))
+    scale = power_of_two(jnp.max(jnp.abs(matrix), axis=(-2, -1), keepdims=True))
+    matrix = matrix / scale
+    t = dominating_diagonal(matrix, num_iters=num_iters, log_q=log_q)
+    shrink = 1 - 8 * unit_roundoff(matrix.dtype) * math.sqrt(matrix.shape[-1])
+    return matrix * (safe_rsqrt(t) * shrink)[..., None, :]
+
+
+@functools.partial(jax.jit, static_argnames="num_iters")
+def conv_rescale(kernel: Array, *, num_iters: int = 1, log_q: Array | None = None) -> Array:
+    """The kernel with one channel axis scaled so that the convolution has norm at most 1.
+
+    The side with fewer channels is scaled (output channels when both are equal).
+
+    Args:
+        kernel: `float[*window, channels_in, channels_out]`, one to three window axes.
+        num_iters: As in `rescale`. The autocorrelation kernel doubles its width each time, so the
+            cost grows quickly; 1 to 3 are practical.
+        log_q: `float[min(channels_in, channels_out)]`, logarithms of positive weights.
+
+    Returns:
+        A kernel of the same shape.
+
+    Guarantee: the convolution with exactly the returned numbers has norm at most 1 for circular
+    and zero padding, every stride, dilation and input size, rounding included. Not for reflecting
+    or replicating paddings. Zeros, NaN and infinities as in `rescale`.
+
+    Raises:
+        ValueError: as `rescale`.
+
+    Example:
+        >>> import jax
+        >>> from lipjax.spectral import conv_spectral_norm
+        >>> kernel = conv_rescale(jax.random.normal(jax.random.key(0), (3, 3, 2, 4)))
+        >>> bool(conv_spectral_norm(kernel, padding="zero", input_size=6) <= 1)
+        True
+    """
+    kernel = jnp.asarray(kernel)
+    check_kernel(kernel)
+    if kernel.shape[-2] < kernel.shape[-1]:
+        return _transpose(conv_rescale(_transpose(kernel), num_iters=num_iters, log_q=log_q))
+    kernel = kernel / power_of_two(jnp.max(jnp.abs(kernel)))
+    t = conv_dominating_diagonal(kernel, num_iters=num_iters, log_q=log_q)
+    # Rounding a kernel entrywise moves its symbol by at most u sqrt(taps) |K|_F.
+    reach = math.sqrt(math.prod(kernel.shape[:-1]) // kernel.shape[-2] * kernel.shape[-1])
+    shrink = 1 - 8 * unit_roundoff(kernel.dtype) * reach
+    return kernel * (safe_rsqrt(t) * shrink)
+
+
+@functools.partial(jax.jit, static_argnames="num_iters")
+def dominating_diagonal(matrix: Array, *, num_iters: int = 1, log_q: Array | None = None) -> Array:
+    """The `t` of this module for `W = matrix`: `diag(t)` dominates `W^T W`.
+
+    Args:
+        matrix: `float[..., n, m]`.
+        num_iters: N of this module.
+        log_q: `float[..., m]`, logarithms of the weights r; None means equal weights.
+
+    Returns:
+        `float[..., m]`.
+
+    Guarantee: `diag(t) - W^T W` is positive semidefinite in exact arithmetic for the returned
+    floats, wherever t is positive; columns whose t is zero count as removed. The proved rounding
+    error is added to t: relative to it, at most about `n 2^-24` times the ratio of the row sums of
+    `|W|^T |W|` and of `|W^T W|` for `num_iters=1`.
+
+    >>> import jax.numpy as jnp
+    >>> dominating_diagonal(jnp.array([[3.0, 0.0], [0.0, 2.0]])).round(3)
+    Array([9., 4.], dtype=float32)
+    """
+    _check_matrix(matrix, num_iters)
+    rows, cols = matrix.shape[-2:]
+    weights = positive_weights(log_q, matrix.shape[:-2] + (cols,), matrix.dtype)
+    size = lax.stop_gradient(jnp.abs(matrix))
+    length = min(rows, BLOCK) + -(-rows // BLOCK) + cols + 16
+    if num_iters == 1:
+        row_sums = _abs_gram_sums(matrix, weights)
+        spread = einsum("...nm,...n->...m", size, einsum("...nm,...m->...n", size, weights))
+        error = 2 * gamma(length, matrix.dtype) * spread
+        return _add_error(row_sums, error, weights, rows * cols)
+    norm = jnp.sqrt(jnp.sum(jnp.square(size), axis=(-2, -1)))  # only multiplies an error term
+    powers = _Powers(contract(matrix, matrix), gamma(length, matrix.dtype) * jnp.square(norm) * 2)
+    for _ in range(num_iters - 1):
+        powers = powers.square(lambda g: matmul(g, g), lambda g: _frobenius(g, (-2, -1)), 0)
+    symmetric = (powers.value + _transpose(powers.value)) / 2
+    row_sums = einsum("...ij,...j->...i", safe_abs(symmetric), weights)
+    return powers.unwind(row_sums, weights, rows * cols)
+
+
+@functools.partial(jax.jit, static_argnames="num_iters")
+def conv_dominating_diagonal(
+    kernel: Array, *, num_iters: int = 1, log_q: Array | None = None
+) -> Array:
+    """The `t` of this module for a convolution, one entry per output channel.
+
+    Args:
+        kernel: `float[*window, n, m]`.
+        num_iters: N of this module.
+        log_q: `float[m]`, logarithms of the weights r.
+
+    Returns:
+        `float[m]`.
+
+    Guarantee: with F the symbol of the kernel, `diag(t) - F(w)^* F(w)` is positive semidefinite at
+    every frequency w, in exact arithmetic for the returned floats, wherever t is positive.
+
+    >>> import jax.numpy as jnp
+    >>> conv_dominating_diagonal(jnp.ones((3, 1, 1))).round(3)
+    Array([9.], dtype=float32)
+    """
+    check_kernel(kernel)
+    _checks.integer(1, num_iters=num_iters)
+    *window, rows, cols = kernel.shape
+    taps = math.prod(window)
+    weights = positive_weights(log_q, (cols,), kernel.dtype)
+    size = lax.stop_gradient(jnp.abs(kernel)).reshape(taps, rows, cols).sum(0)
+    length = rows + math.prod(2 * k - 1 for k in window) + cols + taps + 16
+    if num_iters == 1:
+        row_sums = _abs_sums(autocorrelation(kernel), weights)
+        spread = einsum("nm,n->m", size, einsum("nm,m->n", size, weights))
+        error = 2 * gamma(length, kernel.dtype) * spread
+        return _add_error(row_sums, error, weights, taps * kernel.size)
+    norm = _tap_norm(kernel)
+    powers = _Powers(autocorrelation(kernel), gamma(length, kernel.dtype) * jnp.square(norm) * 2)
+    for _ in range(num_iters - 1):
+        powers = powers.square(autocorrelation, _tap_norm, len(window))
+    lags = tuple(range(len(window)))
+    symmetric = (powers.value + _transpose(jnp.flip(powers.value, lags))) / 2
+    return powers.unwind(_abs_sums(symmetric, weights), weights, taps * kernel.size)
+
+
+def autocorrelation(kernel: Array) -> Array:
+    """`A[tau, i, j] = sum_{c, t} K[t + tau, c, i] K[t, c, j]`, the kernel of the Gram operator.
+
+    Args:
+        kernel: `float[*window, n, m]`.
+
+    Returns:
+        `float[*(2 window - 1), m, m]`, with the tap of lag zero in the middle.
+
+    Written as two matrix products, so that the rounding model of a product applies on every
+    backend (convolution libraries may switch to transforms that it does not cover).
+    """
+    *window, rows, cols = kernel.shape
+    taps = math.prod(window)
+    flat = kernel.reshape(taps, rows, cols)
+    pairs = einsum("tci,scj->tsij", flat, flat)
+    lags = jnp.asarray(_lag_matrix(tuple(window)), kernel.dtype)
+    lagged = matmul(lags, pairs.reshape(taps * taps, cols * cols))
+    return lagged.reshape(*(2 * k - 1 for k in window), cols, cols)
+
+
+def positive_weights(log_q, shape, dtype) -> Array:
+    """`exp(log_q)` around its mean, clipped; ones for None."""
+    if log_q is None:
+        return jnp.ones(shape, dtype)
+    log_q = jnp.asarray(log_q)
+    if log_q.shape != shape:
+        raise ValueError(f"log_q has shape {log_q.shape}; it must have shape {shape}.")
+    _checks.real_floating(log_q=log_q)
+    centered = log_q - jnp.mean(log_q, axis=-1, keepdims=True)
+    return jnp.exp(jnp.clip(centered, -LARGEST_LOG_Q, LARGEST_LOG_Q))
+
+
+@jax.custom_vjp
+def _abs_gram_sums(matrix, weights):
+    """`sum_j |W^T W|_ij r_j`. The backward pass is one product where autodiff takes two."""
+    return einsum("...ij,...j->...i", jnp.abs(contract(matrix, matrix)), weights)
+
+
+def _abs_gram_sums_fwd(matrix, weights):
+    gram = contract(matrix, matrix)
+    return einsum("...ij,...j->...i", jnp.abs(gram), weights), (matrix, weights, gram)
+
+
+def _abs_gram_sums_bwd(saved, cotangent):
+    matrix, weights, gram = saved
+    outer = cotangent[..., :, None] * weights[..., None, :]
+    signed = jnp.sign(gram) * (outer + _transpose(outer))
+    return (
+        matmul(matrix, signed),
+        einsum("...ij,...i->...j", jnp.abs(gram), cotangent),
+    )
+
+
+_abs_gram_sums.defvjp(_abs_gram_sums_fwd, _abs_gram_sums_bwd)
+
+
+class _Powers:
+    """`G^p` by repeated squaring, scaled by powers of two, with a bound on its error.
+
+    The error is measured in the spectral norm (for a convolution, at its worst frequency).
+    """
+
+    def __init__(self, value, error, scales=()):
+        self.value = value
+        self.error = lax.stop_gradient(error)
+        self.scales = scales
+
+    def square(self, square, frobenius, lags):
+        """One squaring.
+
+        `square(value)` is its product, whose rounding is at most `gamma frobenius(value)^2`; the
+        first `lags` axes are taps.
+        """
+        size = lax.stop_gradient(frobenius(self.value))
+        scale = power_of_two(size)
+        wide = scale.reshape(scale.shape + (1,) * (self.value.ndim - scale.ndim))
+        value, size, error = self.value / wide, size / scale, self.error / scale
+        terms = math.prod(value.shape[:lags]) * value.shape[-1]
+        rounding = 2 * gamma(terms + 16, value.dtype) * jnp.square(size)
+        sums = jnp.abs(lax.stop_gradient(value)).sum(tuple(range(lags)))
+        norm = jnp.maximum(sums.sum(-1).max(-1), sums.sum(-2).max(-1)) * (1 + 1e-3)
+        error = round_up(2 * norm * error + jnp.square(error) + rounding, 8)
+        return _Powers(square(value), error, (*self.scales, scale))
+
+    def unwind(self, row_sums, weights, underflows):
+        """`t` from the weighted row sums of `|G^p|`, through as many square roots."""
+        spread = self.error[..., None] * weights
+        t = _add_error(row_sums, spread, weights, underflows)
+        for scale in reversed(self.scales):
+            t = round_up(safe_sqrt(t) * scale[..., None], 3)
+        return t
+
+
+def _add_error(row_sums, error, weights, underflows):
+    """`(row_sums + error) / weights`, rounded up; zero rows stay zero."""
+    tiny = underflows * float(jnp.finfo(row_sums.dtype).tiny)
+    total = row_sums + lax.stop_gradient(error) + tiny
+    return jnp.where(row_sums == 0, 0, round_up(total / weights, 8))
+
+
+def _abs_sums(lagged, weights):
+    """`sum_tau sum_j |A_tau|_ij r_j` of `float[*lags, m, m]`."""
+    sums = safe_abs(lagged).reshape(-1, *lagged.shape[-2:]).sum(0)
+    return einsum("ij,j->i", lax.optimization_barrier(sums), weights)
+
+
+def _tap_norm(kernel):
+    """`sum_t |K_t|_F`, at least the norm of the symbol at every frequency."""
+    flat = kernel.reshape(-1, *kernel.shape[-2:])
+    return round_up(jnp.sum(_frobenius(flat, (-2, -1))), flat.shape[0] + 8)
+
+
+def _frobenius(x, axis):
+    norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=axis))
+    terms = math.prod(x.shape[a] for a in axis)
+    return norm * (1 + min(0.5, 2 * terms * unit_roundoff(x.dtype)))
+
+
+@functools.lru_cache(maxsize=64)
+def _lag_matrix(window):
+    """`0/1[lags, taps * taps]`: which pairs of taps (t, s) have which lag t - s."""
+    taps = np.stack(np.meshgrid(*[np.arange(k) for k in window], indexing="ij"), -1)
+    taps = taps.reshape(-1, len(window))
+    lags = taps[:, None, :] - taps[None, :, :] + np.asarray(window) - 1
+    index = np.ravel_multi_index(np.moveaxis(lags, -1, 0), [2 * k - 1 for k in window])
+    matrix = np.zeros((math.prod(2 * k - 1 for k in window), len(taps) ** 2), np.float32)
+    matrix[index.reshape(-1), np.arange(len(taps) ** 2)] = 1
+    return matrix
+
+
+def _check_matrix(matrix, num_iters):
+    _checks.at_least_rank(2, "[..., n, m]", matrix=matrix)
+    _checks.nonempty(matrix=matrix)
+    _checks.real_floating(matrix=matrix)
+    _checks.integer(1, num_iters=num_iters)
+
+
+def _transpose(x):
+    return jnp.swapaxes(x, -1, -2)

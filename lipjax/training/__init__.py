@@ -1,0 +1,17 @@
+"""Training: losses, a schedule, the jitted step, checkpoints and metrics.
+
+The step takes a `loss_fn` and any pytree of parameters; it knows nothing of layers or models.
+`lipjax.training.checkpoint` is imported by those who use it, because it brings Orbax along.
+"""
+
+from lipjax.training.interrupt import watch_signals as watch_signals
+from lipjax.training.losses import cross_entropy as cross_entropy
+from lipjax.training.losses import margin_loss as margin_loss
+from lipjax.training.metrics import JsonLines as JsonLines
+from lipjax.training.metrics import progress as progress
+from lipjax.training.metrics import read_json_lines as read_json_lines
+from lipjax.training.schedules import triangular as triangular
+from lipjax.training.state import TrainState as TrainState
+from lipjax.training.state import init_state as init_state
+from lipjax.training.step import make_step as make_step
+from lipjax.training.step import make_update as make_update

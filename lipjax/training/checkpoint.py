@@ -1,0 +1,241 @@
+"""Checkpoints that a killed run resumes from, bit for bit; Orbax does the writing.
+
+A checkpoint is a directory named after its step. It holds every leaf of the state under the name
+of its path, a description of all leaves, the configuration of the run, and what else the loop wants
+back. Orbax writes in the background and marks a checkpoint as complete at the very end, so that a
+kill at any moment leaves the previous one as the latest. Nothing is pickled.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from lipjax import _checks
+from lipjax.training import _trees
+
+
+class Restored(NamedTuple):
+    """A checkpoint.
+
+    Attributes:
+        state: The state, with the structure, dtypes and devices of the one it was restored like.
+        meta: What was passed to `save` along with it.
+    """
+
+    state: Any
+    meta: dict
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        directory: Where they lie; created when missing.
+        every: `save` acts on steps that are multiples of it.
+        keep: How many of the latest to keep.
+        config: What defines the run, a dict that JSON can hold. A directory whose checkpoints were
+            made with another one is refused. None takes what it finds, for those who only read.
+
+    Raises:
+        ValueError: The directory holds checkpoints of another configuration (the message names the
+            first field that differs), or a damaged one.
+
+    >>> import tempfile
+    >>> state = {"w": jnp.arange(3.0), "key": jax.random.key(0)}
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     with Checkpoints(directory, every=10, keep=2) as checkpoints:
+    ...         saved = [checkpoints.save(step, state, {"epoch": 1}) for step in (10, 15)]
+    ...         state, meta = checkpoints.restore_latest(state)
+    >>> saved, state["w"], meta
+    ([True, False], Array([0., 1., 2.], dtype=float32), {'epoch': 1})
+    """
+
+    def __init__(self, directory, *, every: int, keep: int = 2, config: dict | None = None):
+        _checks.integer(1, every=every, keep=keep)
+        self._config = _as_json(config=config)
+        self._every = every
+        self._directory = Path(directory).resolve()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=options, item_names=("state", "about")
+        )
+        self._refuse_other_config()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the latest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state, meta: dict | None = None, *, force: bool = False) -> bool:
+        """Saves the state if `step` is a multiple of `every`, or if `force`.
+
+        Returns at once, and the state may be donated to the next step: it has been copied on its
+        devices, and the copy is written in the background.
+
+        Args:
+            step: Number of steps done.
+            state: A pytree of arrays; typed keys are arrays too.
+            meta: A dict that JSON can hold.
+            force: Save whatever `every` says.
+
+        Returns:
+            Whether anything is saved: also False when the checkpoint of that step exists.
+        """
+        _checks.integer(0, step=step)
+        if not (force or step % self._every == 0) or step in self._manager.all_steps():
+            return False
+        about = {
+            "config": self._config,
+            "leaves": _describe(state),
+            "meta": _as_json(meta=meta or {}),
+        }
+        return self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(jax.tree.map(jnp.copy, _arrays(state))),
+                about=ocp.args.JsonSave(about),
+            ),
+            force=True,
+        )
+
+    def restore_latest(self, like, *, part: str = "") -> Restored | None:
+        """The latest complete checkpoint, or None if there is none.
+
+        Args:
+            like: A state with the structure, shapes, dtypes and devices to restore to. Its values
+                are not used.
+            part: The path of a part of the state, such as `".params"`, to read that part alone;
+                `like` is then like that part.
+
+        Raises:
+            ValueError: The checkpoint is of another structure (the message names the first leaf
+                that is missing, too many, or of another shape or dtype), or it is damaged.
+        """
+        step = self.latest_step
+        if step is None:
+            return None
+        about = self._about(step)
+        stored = {k: v for k, v in about["leaves"].items() if _is_under(part, k)}
+        _compare(self._directory / str(step), stored, _describe(like, part))
+        target = {name: _abstract(leaf) for name, leaf in _arrays(like, part).items()}
+        arguments = ocp.args.PyTreeRestore(
+            target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        arrays = self._read(step, state=arguments).state
+        return Restored(_rebuild(like, arrays, part), about["meta"])
+
+    def wait(self) -> None:
+        """Returns when what was saved is complete; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the writing to end and lets go of the directory."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _about(self, step) -> dict:
+        return self._read(step, about=ocp.args.JsonRestore()).about
+
+    def _read(self, step, **items):
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax raises whatever its storage raises
+            raise ValueError(
+                f"The checkpoint {str(self._directory / str(step))!r} is damaged "
+                f"({type(error).__name__}). Remove that directory to go on from the one before."
+            ) from error
+
+    def _refuse_other_config(self) -> None:
+        ours, theirs = self._config, None
+        if self.latest_step is not None:
+            theirs = self._about(self.latest_step)["config"]
+        if theirs is None or ours is None or theirs == ours:
+            self._config = theirs if ours is None else ours
+            return
+        self._manager.close()
+        names = sorted(ours.keys() | theirs.keys())
+        name = next(name for name in names if ours.get(name) != theirs.get(name))
+        raise ValueError(
+            f"directory is {str(self._directory)!r}, whose checkpoints were made with "
+            f"{name} = {theirs.get(name)!r}; here {name} = {ours.get(name)!r}. Use the same "
+            "configuration to go on with that run, or another directory to start a new one."
+        )
+
+
+def _arrays(state, part="") -> dict:
+    """What Orbax stores: the leaves by name, keys as their data, empty arrays left out."""
+    leaves = _named(state, part)
+    plain = [
+        (name, jax.random.key_data(leaf) if _trees.is_key(leaf) else leaf) for name, leaf in leaves
+    ]
+    return {name: jnp.asarray(leaf) for name, leaf in plain if jnp.size(leaf)}
+
+
+def _named(state, part="") -> list:
+    return [(part + name, leaf) for name, leaf in _trees.named_leaves(state)]
+
+
+def _is_under(part, name) -> bool:
+    follows = name[len(part) :][:1]
+    return not part or (name.startswith(part) and follows in ("", ".", "["))
+
+
+def _describe(state, part="") -> dict:
+    """`{name: "float32[3,4]"}` for every leaf."""
+    return {name: _typename(leaf) for name, leaf in _named(state, part)}
+
+
+def _typename(leaf) -> str:
+    return f"{jnp.asarray(leaf).dtype}[{','.join(map(str, jnp.shape(leaf)))}]"
+
+
+def _rebuild(like, arrays: dict, part):
+    """The tree of `like` with the stored leaves."""
+
+    def restore(name, leaf):
+        if not jnp.size(leaf):
+            return jnp.asarray(leaf)
+        if _trees.is_key(leaf):
+            return jax.random.wrap_key_data(arrays[name], impl=jax.random.key_impl(leaf))
+        return arrays[name]
+
+    leaves = [restore(name, leaf) for name, leaf in _named(like, part)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _abstract(array):
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+
+def _compare(path, stored: dict, wanted: dict) -> None:
+    for name in list(wanted) + [name for name in stored if name not in wanted]:
+        there, here = stored.get(name, "nothing"), wanted.get(name, "nothing")
+        if there != here:
+            raise ValueError(
+                f"The checkpoint {str(path)!r} does not fit the state: it holds {there} at "
+                f"{name or 'the root'}, where the state has {here}."
+            )
+
+
+def _as_json(**named):
+    """The value as it comes back from JSON, so that what is stored can be compared."""
+    for name, value in named.items():
+        try:
+            return json.loads(json.dumps(value))
+        except TypeError as error:
+            raise ValueError(
+                f"{name} is {value!r}; it must be a dict that JSON can hold."
+            ) from error

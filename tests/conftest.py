@@ -1,0 +1,30 @@
+"""The test platform: 8 emulated devices, strict promotion, one fixed key."""
+
+import os
+from importlib.metadata import version
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if version("jaxlib") == "0.10.2":  # this build crashes on some fusions; others refuse the flag
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_cpu_experimental_ynn_fusion_type="
+    )
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def key():
+    """A typed key, the same in every run."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(params=[1, 2, 3], ids=lambda seed: f"seed{seed}")
+def seeded_key(request):
+    """Three keys, for what is random."""
+    return jax.random.key(request.param)

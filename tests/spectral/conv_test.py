@@ -1,0 +1,266 @@
+"""Norms of convolutions against the written-out operator, for every geometry."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipjax.spectral import conv_gram_iteration, conv_spectral_norm
+from lipjax.spectral.conv import frequencies
+from tests import oracles
+
+RNG = np.random.default_rng(0)
+
+
+def gaussian(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def batch(*shape, count=20):
+    """Random, constant, alternating, single-tap, rank-one and sparse kernels of one shape."""
+    taps = [range(k) for k in shape[:-2]]
+    signs = np.array([(-1.0) ** sum(t) for t in itertools.product(*taps)])
+    signs = signs.reshape(*shape[:-2], 1, 1)
+    single = np.zeros(shape)
+    single[(0,) * (len(shape) - 2)] = 1
+    rank_one = RNG.normal(size=shape[:-2] + (1, 1)) * np.outer(
+        RNG.normal(size=shape[-2]), RNG.normal(size=shape[-1])
+    )
+    sparse = RNG.normal(size=shape) * (RNG.random(shape) < 0.3)
+    structured = [np.ones(shape), np.ones(shape) * signs, single, rank_one, sparse]
+    random = RNG.normal(size=(count - 5, *shape))
+    return np.concatenate([structured, random]).astype(np.float32)
+
+
+LAPLACIAN = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], np.float32)[:, :, None, None]
+CHECKER = np.fromfunction(lambda i, j: (-1.0) ** (i + j), (3, 3)).astype(np.float32)
+CHECKER = CHECKER[:, :, None, None]
+SHAPES = {  # window and channels, and the image sizes to try
+    "1d": ((3, 2, 3), (1, 5)),
+    "1d even": ((4, 2, 2), (2, 7)),
+    "1d wide channels": ((3, 1, 6), (4,)),
+    "2d": ((3, 3, 2, 3), (3, 6)),
+    "2d even": ((2, 2, 3, 2), (5,)),
+    "2d tall": ((5, 1, 2, 2), (3, (6, 2))),
+    "2d wide": ((1, 4, 1, 3), (5,)),
+    "2d 5x5": ((5, 5, 1, 2), (6,)),
+    "1x1": ((1, 1, 3, 4), (3,)),
+    "3d": ((2, 3, 2, 1, 2), ((2, 3, 4),)),
+}
+
+
+@pytest.mark.parametrize("padding", ["circular", "zero"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_never_below_the_operator(name, padding):
+    shape, sizes = SHAPES[name]
+    kernels = batch(*shape)
+    for size in sizes:
+        truth = [oracles.norm(oracles.conv_matrix(k, size, padding=padding)) for k in kernels]
+        bound = jax.vmap(
+            lambda k: conv_gram_iteration(k, padding=padding, input_size=size, num_iters=5)
+        )(kernels)
+        assert (truth <= np.asarray(bound, np.float64)).all(), size
+        if padding == "circular":
+            assert (bound <= np.asarray(truth) * 1.02).all(), size
+
+
+@pytest.mark.parametrize("name", ["1d", "1d even", "2d", "2d even", "2d tall", "2d 5x5"])
+def test_any_padding_covers_every_size_and_padding(name):
+    shape, _ = SHAPES[name]
+    kernels = batch(*shape, count=8)
+    bound = jax.vmap(lambda k: conv_gram_iteration(k, padding="any", num_iters=5))(kernels)
+    dims = len(shape) - 2
+    for size in (4, 7):
+        for padding in ("circular", "zero", "valid", "full", [(0, 3)] * dims):
+            if padding == "valid" and size < max(shape):
+                continue
+            truth = [oracles.norm(oracles.conv_matrix(k, size, padding=padding)) for k in kernels]
+            assert (truth <= np.asarray(bound, np.float64)).all(), (size, padding)
+
+
+def test_any_padding_is_tight_on_large_images():
+    kernel = gaussian(3, 3, 2, 3)
+    truth = oracles.norm(oracles.conv_matrix(kernel, 16, padding="circular"))
+    assert float(conv_gram_iteration(kernel, padding="any", num_iters=6)) <= truth * 1.03
+
+
+@pytest.mark.parametrize("shape,strides", [
+    ((3, 3, 2, 3), 2), ((2, 2, 2, 2), 2), ((5, 3, 1, 4), (2, 3)), ((1, 1, 2, 2), 3), ((3, 2, 2), 2),
+])
+def test_strides(shape, strides):
+    kernels = batch(*shape, count=8)
+
+    def bound(padding):
+        size = None if padding == "any" else 6
+        options = dict(padding=padding, input_size=size, strides=strides, num_iters=5)
+        return np.asarray(jax.vmap(lambda k: conv_gram_iteration(k, **options))(kernels), float)
+
+    def truth(size, padding):
+        matrices = [
+            oracles.conv_matrix(k, size, padding=padding, strides=strides) for k in kernels
+        ]
+        return np.array([oracles.norm(m) for m in matrices])
+
+    circular, anywhere = truth(6, "circular"), bound("any")
+    assert (circular <= bound("circular")).all() and (bound("circular") <= 1.02 * circular).all()
+    assert (truth(6, "zero") <= bound("zero")).all()
+    for size, padding in itertools.product((6, 7), ("zero", "full", "valid")):
+        assert (truth(size, padding) <= anywhere).all()
+
+
+def test_strides_with_sizes_they_do_not_divide():
+    kernel = gaussian(3, 3, 2, 2)
+    for size in (5, 7):
+        truth = oracles.norm(oracles.conv_matrix(kernel, size, padding="zero", strides=2))
+        assert truth <= float(
+            conv_gram_iteration(kernel, padding="zero", input_size=size, strides=2)
+        )
+    with pytest.raises(ValueError, match="strides.*divide"):
+        conv_gram_iteration(kernel, padding="circular", input_size=5, strides=2)
+
+
+@pytest.mark.parametrize("padding", ["circular", "zero", "any"])
+@pytest.mark.parametrize("shape,dilation,strides", [
+    ((3, 3, 2, 2), (2, 3), 1), ((2, 2, 2, 2), 2, 1), ((3, 2, 2), 2, 2), ((2, 2, 2), 3, 2),
+])
+def test_dilation(shape, dilation, strides, padding):
+    kernels = batch(*shape, count=8)
+    options = dict(strides=strides, dilation=dilation)
+    size = None if padding == "any" else 6
+    bound = jax.vmap(lambda k: conv_gram_iteration(
+        k, padding=padding, input_size=size, num_iters=5, **options
+    ))(kernels)
+    for actual in ("circular", "zero") if padding == "any" else (padding,):
+        truth = [
+            oracles.norm(oracles.conv_matrix(k, 6, padding=actual, **options)) for k in kernels
+        ]
+        assert (truth <= np.asarray(bound, np.float64)).all(), actual
+
+
+@pytest.mark.parametrize("padding", ["circular", "zero"])
+@pytest.mark.parametrize("groups,shape", [(2, (3, 3, 2, 4)), (3, (3, 3, 1, 6)), (4, (3, 3, 1, 4))])
+def test_groups_take_the_largest_not_the_product(groups, shape, padding):
+    kernel = gaussian(*shape) * 0.1
+    truth = oracles.norm(oracles.conv_matrix(kernel, 5, padding=padding, groups=groups))
+    bound = conv_gram_iteration(
+        kernel, padding=padding, input_size=5, groups=groups, num_iters=6
+    )
+    assert truth <= float(bound) <= truth * 1.2
+
+
+def test_kernel_larger_than_the_image_is_folded_not_cut():
+    kernel = gaussian(5, 5, 2, 2)
+    truth = oracles.norm(oracles.conv_matrix(np.concatenate([kernel]), 5, padding="circular"))
+    assert truth <= float(conv_gram_iteration(kernel, padding="circular", input_size=5))
+    ones = np.ones((5, 1, 1), np.float32)  # on two points: taps 3 and 2, norm 5
+    assert 5 <= float(conv_gram_iteration(ones, padding="circular", input_size=2)) < 5.001
+
+
+def test_negative_control_circular_is_no_bound_for_zero_padding():
+    """At the layer's own odd size the circular norm lies below the zero-padded one."""
+    kernel = CHECKER
+    for size in (5, 7):
+        zero = oracles.norm(oracles.conv_matrix(kernel, size, padding="zero"))
+        circular = conv_gram_iteration(kernel, padding="circular", input_size=size)
+        assert float(circular) < zero * 0.99
+        assert zero <= float(conv_gram_iteration(kernel, padding="zero", input_size=size))
+
+
+def test_negative_control_one_point_fewer_breaks_the_embedding():
+    """The torus of the theorem is the smallest: with one point fewer the inequality fails."""
+    violated = 0
+    for _ in range(200):
+        kernel = gaussian(3, 1, 1)
+        zero = oracles.norm(oracles.conv_matrix(kernel, 3, padding="zero"))
+        violated += oracles.norm(oracles.conv_matrix(kernel, 3, padding="circular")) < zero
+    assert violated > 0
+
+
+def test_riesz_factor_is_needed_and_enough():
+    """A cosine between two grid points: the grid alone falls short by exactly the factor."""
+    taps, grid = 3, 4
+    phase = np.pi / grid
+    # cos(x - phase) as a 2 x 2 real kernel of shifts by -1 and +1
+    rotate = np.array([[np.cos(phase), -np.sin(phase)], [np.sin(phase), np.cos(phase)]])
+    kernel = np.zeros((taps, 2, 2), np.float32)
+    kernel[0], kernel[2] = rotate / 2, rotate.T / 2
+    supremum = oracles.norm(oracles.conv_matrix(kernel, 360, padding="circular"))
+    at_grid = oracles.norm(oracles.conv_matrix(kernel, grid, padding="circular"))
+    np.testing.assert_allclose(supremum / at_grid, 1 / np.cos(np.pi / grid), rtol=1e-4)
+    assert supremum <= float(conv_gram_iteration(kernel, padding="any"))
+
+
+@pytest.mark.parametrize("grid", [(1,), (6,), (7,), (4, 6), (5, 5), (3, 4, 2)])
+def test_frequencies_cover_each_opposite_pair_once(grid):
+    kept = {tuple(p) for p in frequencies(grid)}
+    for point in itertools.product(*[range(m) for m in grid]):
+        opposite = tuple(-p % m for p, m in zip(point, grid))
+        assert len(kept & {point, opposite}) == 1
+
+
+def test_chunks_do_not_change_the_bound(monkeypatch):
+    kernel = gaussian(3, 3, 4, 5)
+    options = dict(padding="zero", input_size=9)
+    whole = conv_gram_iteration(kernel, **options)
+    gradient = jax.grad(lambda k: conv_gram_iteration(k, **options))(kernel)
+    monkeypatch.setattr("lipjax.spectral.conv.CHUNK_FLOATS", 700)
+    np.testing.assert_allclose(conv_gram_iteration(kernel, **options), whole, rtol=1e-6)
+    chunked = jax.grad(lambda k: conv_gram_iteration(k, **options))(kernel)
+    np.testing.assert_allclose(chunked, gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_is_finite_and_homogeneous():
+    kernels = np.concatenate([batch(3, 3, 1, 1), LAPLACIAN[None], CHECKER[None]])
+    norm = lambda k: conv_gram_iteration(k, padding="zero", input_size=7)  # noqa: E731
+    bounds, gradients = jax.vmap(jax.value_and_grad(norm))(kernels)
+    assert np.isfinite(gradients).all()
+    np.testing.assert_allclose(
+        (kernels * np.asarray(gradients)).sum((1, 2, 3, 4)), bounds, rtol=1e-3
+    )
+
+
+def test_zero_nan_infinity_and_scale():
+    kernel = gaussian(3, 3, 2, 2)
+    norm = jax.jit(lambda k: conv_gram_iteration(k, padding="zero", input_size=5))
+    assert float(norm(jnp.zeros_like(kernel))) == 0
+    assert not np.asarray(jax.grad(norm)(jnp.zeros_like(kernel))).any()
+    assert np.isnan(norm(jnp.asarray(kernel).at[0, 0, 0, 0].set(jnp.nan)))
+    assert np.isposinf(norm(jnp.asarray(kernel).at[0, 0, 0, 0].set(jnp.inf)))
+    for scale in (1e-42, 1e-37, 1e-25, 1e25, 1e36):
+        scaled = (kernel.astype(np.float64) * scale).astype(np.float32)
+        assert oracles.norm(oracles.conv_matrix(scaled, 5, padding="zero")) <= float(norm(scaled))
+
+
+@pytest.mark.parametrize("padding", ["circular", "zero"])
+@pytest.mark.parametrize("shape", [(3, 2, 3), (3, 3, 2, 3), (2, 2, 3, 2), (2, 3, 2, 1, 2)])
+def test_exact_reference(shape, padding):
+    kernel = gaussian(*shape)
+    truth = oracles.norm(oracles.conv_matrix(kernel, 4, padding=padding, strides=2))
+    exact = conv_spectral_norm(kernel, padding=padding, input_size=4, strides=2)
+    np.testing.assert_allclose(exact, truth, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options,word", [
+    (dict(padding="reflect", input_size=5), "padding is 'reflect'"),
+    (dict(padding="zero"), "input_size is None"),
+    (dict(padding="zero", input_size=(5, 5, 5)), "input_size"),
+    (dict(padding="zero", input_size=0), "input_size"),
+    (dict(padding="any", groups=5), "groups is 5"),
+    (dict(padding="any", strides=0), "strides"),
+    (dict(padding="any", dilation=(1,)), "dilation"),
+    (dict(padding="any", num_iters=0), "num_iters"),
+])
+def test_bad_options_are_named(options, word):
+    with pytest.raises(ValueError, match=word):
+        conv_gram_iteration(gaussian(3, 3, 2, 3), **options)
+
+
+def test_bad_kernels_are_named():
+    with pytest.raises(ValueError, match="kernel has shape"):
+        conv_gram_iteration(jnp.ones((3, 3)), padding="any")
+    with pytest.raises(ValueError, match="kernel has dtype int32"):
+        conv_gram_iteration(jnp.ones((3, 3, 1, 1), jnp.int32), padding="any")
+    with pytest.raises(ValueError, match="input_size.*entries"):
+        conv_spectral_norm(jnp.ones((3, 3, 64, 64)), padding="zero", input_size=32)

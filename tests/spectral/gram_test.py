@@ -1,0 +1,183 @@
+"""Gram iteration: sound in float32 on every kind of spectrum, tight where the theory says so."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipjax.spectral import gram_iteration
+from tests import oracles
+
+RNG = np.random.default_rng(0)
+
+
+def orthogonal(n):
+    return np.linalg.qr(RNG.normal(size=(n, n)))[0]
+
+
+def from_spectrum(sigma, rows):
+    cols = len(sigma)
+    left = np.linalg.qr(RNG.normal(size=(rows, cols)))[0]
+    return left @ np.diag(sigma) @ orthogonal(cols)
+
+
+MATRICES = {
+    "gaussian": RNG.normal(size=(64, 48)),
+    "wide": RNG.normal(size=(7, 60)),
+    "long sums": RNG.normal(size=(700, 24)),
+    "row": RNG.normal(size=(1, 9)),
+    "column": RNG.normal(size=(9, 1)),
+    "scalar": np.array([[-2.5]]),
+    "orthogonal": orthogonal(48),
+    "near orthogonal": from_spectrum(np.linspace(0.95, 1, 32), 40),
+    "repeated": from_spectrum(np.array([1.0, 1, 1, 0.5, 0.25]), 9),
+    "double": from_spectrum(np.array([1.0, 1, 0.5, 0.25, 0.25]), 9),
+    "decaying": from_spectrum(0.8 ** np.arange(32), 48),
+    "trained-like": from_spectrum((1 + np.arange(64)) ** -0.7, 64),
+    "rank one": np.outer(RNG.normal(size=20), RNG.normal(size=30)),
+    "identity": np.eye(17),
+    "ones": np.ones((12, 33)),
+    "nilpotent": np.eye(9, k=1),
+    "graded": np.diag(10.0 ** -np.arange(12)),
+    "complex": RNG.normal(size=(24, 24)) + 1j * RNG.normal(size=(24, 24)),
+    "complex wide": RNG.normal(size=(5, 24)) + 1j * RNG.normal(size=(5, 24)),
+    "unitary": np.linalg.qr(RNG.normal(size=(16, 16)) + 1j * RNG.normal(size=(16, 16)))[0],
+}
+
+
+def as32(matrix):
+    return matrix.astype(np.complex64 if np.iscomplexobj(matrix) else np.float32)
+
+
+def stacked(complex_ones=False):
+    """All of them with zero rows and columns appended: same norms, one compilation."""
+    chosen = [m for m in MATRICES.values() if np.iscomplexobj(m) == complex_ones]
+    rows, cols = (max(m.shape[i] for m in chosen) for i in (0, 1))
+    wide = [np.pad(m, ((0, rows - m.shape[0]), (0, cols - m.shape[1]))) for m in chosen]
+    return as32(np.stack(wide))
+
+
+@pytest.mark.parametrize("num_iters", [1, 2, 4, 8])
+@pytest.mark.parametrize("complex_ones", [False, True], ids=["real", "complex"])
+def test_never_below_the_norm(complex_ones, num_iters):
+    matrices = stacked(complex_ones)
+    truth = oracles.singular_values(matrices)[:, 0]
+    bounds = np.asarray(gram_iteration(matrices, num_iters=num_iters), np.float64)
+    worst = min(matrices.shape[1:]) ** (2.0 ** -(num_iters + 1))
+    assert (truth <= bounds).all() and (bounds <= truth * worst * 1.01).all()
+
+
+@pytest.mark.parametrize("name", ["wide", "long sums", "row", "column", "scalar", "complex wide"])
+def test_every_shape(name):
+    matrix = as32(MATRICES[name])
+    truth = oracles.norm(matrix)
+    assert truth <= float(gram_iteration(matrix)) <= truth * 1.05
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-38, 1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30, 3e36])
+def test_scales(scale):
+    matrices = (RNG.normal(size=(10, 12, 8)) * scale).astype(np.float32)
+    truth = oracles.singular_values(matrices)[:, 0]
+    bound = np.asarray(gram_iteration(matrices), np.float64)
+    assert (truth <= bound).all()
+    if scale >= 1e-30:  # far above the subnormal numbers, scaling is exact
+        assert (bound <= truth * (1 + 1e-3)).all()
+
+
+@pytest.mark.parametrize("name,num_iters,excess", [
+    ("gaussian", 6, 2e-4), ("trained-like", 2, 2e-4), ("orthogonal", 6, 1e-2), ("row", 1, 1e-5),
+    ("double", 4, 1e-4), ("repeated", 4, 2.5e-2),
+])
+def test_tight_in_float32(name, num_iters, excess):
+    matrix = as32(MATRICES[name])
+    assert float(gram_iteration(matrix, num_iters=num_iters)) <= oracles.norm(matrix) * (1 + excess)
+
+
+def test_float64_is_sound_and_tight():
+    with jax.enable_x64(True):
+        matrices = stacked().astype(np.float64)
+        truth = oracles.singular_values(matrices)[:, 0]
+        assert (truth * (1 - 1e-15) <= gram_iteration(matrices, num_iters=4)).all()
+        assert (gram_iteration(matrices, num_iters=12) <= truth * (1 + 1e-3)).all()
+
+
+def test_many_random_matrices_in_one_call():
+    matrices = RNG.normal(size=(4000, 12, 8)).astype(np.float32)
+    truth = np.linalg.svd(matrices.astype(np.float64), compute_uv=False)[:, 0]
+    for num_iters in (1, 4, 8):
+        bounds = np.asarray(gram_iteration(matrices, num_iters=num_iters), np.float64)
+        assert (bounds >= truth).all()
+
+
+def test_negative_control_plain_float32_iteration_falls_below():
+    """The published recurrence, without the rounding terms, is not a bound in float32."""
+    matrices = jnp.asarray(RNG.normal(size=(2000, 12, 8)).astype(np.float32))
+    truth = np.linalg.svd(np.asarray(matrices, np.float64), compute_uv=False)[:, 0]
+
+    def plain(matrix, num_iters=10):
+        log = 0.0
+        for _ in range(num_iters):
+            norm = jnp.linalg.norm(matrix)
+            matrix, log = matrix / norm, 2 * (log + jnp.log(norm))
+            matrix = jnp.matmul(matrix.T, matrix, precision="highest")
+        return jnp.linalg.norm(matrix) ** (2.0**-num_iters) * jnp.exp(log * 2.0**-num_iters)
+
+    assert (np.asarray(jax.vmap(plain)(matrices), np.float64) < truth).mean() > 0.05
+
+
+def test_more_iterations_never_loosen_it_beyond_rounding():
+    bounds = [np.asarray(gram_iteration(stacked(), num_iters=n)) for n in (1, 2, 4, 8)]
+    # The deflation vector changes from one iterate to the next: allow its slack alone.
+    assert all((b <= a * (1 + 2e-2)).all() for a, b in zip(bounds, bounds[1:]))
+
+
+def test_gradients_are_finite_and_homogeneous():
+    matrices = stacked()
+    bounds, gradients = jax.vmap(jax.value_and_grad(gram_iteration))(matrices)
+    assert np.isfinite(gradients).all()
+    # A norm is positively homogeneous: <W, gradient> is the bound itself (Euler).
+    np.testing.assert_allclose((matrices * gradients).sum((1, 2)), bounds, rtol=2e-3)
+
+
+def test_gradient_matches_singular_vectors_and_finite_differences(seeded_key):
+    with jax.enable_x64(True):
+        matrix = np.asarray(jax.random.normal(seeded_key, (9, 6), np.float64))
+        gradient = jax.grad(lambda m: gram_iteration(m, num_iters=8))(matrix)
+        u, _, v = np.linalg.svd(matrix)
+        np.testing.assert_allclose(gradient, np.outer(u[:, 0], v[0]), atol=1e-6)
+
+
+def test_zero_matrix_has_zero_bound_and_zero_gradient():
+    zero = jnp.zeros((4, 3))
+    assert float(gram_iteration(zero)) == 0
+    assert not np.asarray(jax.grad(gram_iteration)(zero)).any()
+    batched = jax.vmap(jax.grad(gram_iteration))(jnp.stack([zero, zero + 1]))
+    assert np.isfinite(batched).all()
+
+
+def test_nan_and_infinity():
+    bad = jnp.ones((3, 3)).at[1, 1].set(jnp.nan)
+    assert np.isnan(gram_iteration(bad))
+    assert np.isposinf(gram_iteration(jnp.ones((3, 3)).at[1, 1].set(-jnp.inf)))
+    both = jnp.stack([bad, jnp.ones((3, 3))])
+    assert np.isnan(gram_iteration(both)[0]) and gram_iteration(both)[1] >= 3
+
+
+def test_overflow_gives_infinity_not_a_finite_bound():
+    huge = jnp.full((8, 8), 2e38, jnp.float32)
+    assert np.isposinf(gram_iteration(huge))
+
+
+@pytest.mark.parametrize("bad,word", [
+    (jnp.ones(3), "axes"), (jnp.ones((0, 3)), "length 0"), (jnp.ones((2, 2), jnp.int32), "dtype"),
+    (jnp.ones((2, 2), jnp.bfloat16), "dtype"),
+])
+def test_bad_matrices_are_named(bad, word):
+    with pytest.raises(ValueError, match=f"matrix.*{word}"):
+        gram_iteration(bad)
+
+
+@pytest.mark.parametrize("num_iters", [0, -1, 1.5, True])
+def test_bad_num_iters_is_named(num_iters):
+    with pytest.raises(ValueError, match="num_iters"):
+        gram_iteration(jnp.ones((2, 2)), num_iters=num_iters)
