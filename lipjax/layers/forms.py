@@ -129,7 +129,7 @@ def _squared_norm(kernel, log_q, step):
     quick = jnp.where(jnp.isnan(t * scale).any(), jnp.inf, quick)
     if float(quick) <= PROVED:
         return quick
-    scaled = kernel * jnp.sqrt(scale)
+    scaled = kernel * jnp.broadcast_to(jnp.sqrt(scale), kernel.shape)
     if dense:
         slow = gram_iteration(scaled, num_iters=12)
     else:

@@ -125,7 +125,7 @@ def conv_rescale(kernel: Array, *, num_iters: int = 1, log_q: Array | None = Non
     # Rounding a kernel entrywise moves its symbol by at most u sqrt(taps) |K|_F.
     reach = math.sqrt(math.prod(kernel.shape[:-1]) // kernel.shape[-2] * kernel.shape[-1])
     shrink = 1 - 8 * unit_roundoff(kernel.dtype) * reach
-    return kernel * (safe_rsqrt(t) * shrink)
+    return kernel * jnp.broadcast_to(safe_rsqrt(t) * shrink, kernel.shape)
 
 
 @functools.partial(jax.jit, static_argnames="num_iters")

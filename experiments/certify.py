@@ -1,0 +1,261 @@
+"""Certify a trained network: `python -m experiments.certify RUN [--data-dir DIR]`.
+
+RUN is a run directory of `experiments.train`. Certifies every test image, attacks them at the same
+radii and at each image's own certified radius, prints a table and writes `certificates.json` and
+`certified_accuracy.png` beside the checkpoints.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import config as configs
+from experiments import setup
+from lipjax import margin, nn, selfcheck
+from lipjax._numerics import on_host_float64
+from lipjax.attacks import pgd
+from lipjax.data import to_unit
+from lipjax.training.checkpoint import Checkpoints
+from lipjax.typing import ABSTAIN
+
+BATCH = 256
+FLOAT64_IMAGES = 128
+"""Images whose logits are computed a second time, in float64, to measure the rounding."""
+
+
+class Evaluation(NamedTuple):
+    """What was found for each test image, NumPy arrays of length n (attacks: of a first part).
+
+    Attributes:
+        labels: The true classes.
+        predictions: The predicted classes, or ABSTAIN.
+        radii: Certified l2 radii of the predictions.
+        robust: `bool[len(radii of the config), k]`: correct and not broken by the attack.
+        broken: `bool[k]`: broken inside its own certified radius. True refutes the certificate.
+    """
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    radii: np.ndarray
+    robust: np.ndarray
+    broken: np.ndarray
+
+
+def main(arguments=None) -> dict:
+    """Certifies a run and returns the report that it wrote."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.certify",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("assignments", metavar="field=value", nargs="*")
+    parser.add_argument("--data-dir")
+    args = parser.parse_args(arguments)
+    try:
+        config = configs.override(configs.read_run(args.run), args.assignments)
+        return certify_run(args.run, config, args.data_dir)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None) -> dict:
+    """Certifies and attacks the network of a run; prints the table and writes the files."""
+    started = time.time()
+    checked = selfcheck.run()
+    if not checked.ok:
+        raise ValueError(f"this platform computes wrong numbers:\n{checked}")
+    data = setup.dataset(config, data_dir)
+    model = setup.network(config)
+    with Checkpoints(run_dir / "checkpoints", every=1) as checkpoints:
+        restored = checkpoints.restore_latest(model, part=".params")
+    if restored is None:
+        raise ValueError(f"RUN is {str(run_dir)!r}, which holds no checkpoint.")
+    model = nn.freeze(restored.state)
+    bound = model.feature_bound()
+    error = logit_error(model, data)
+    with jax.default_matmul_precision("highest"):
+        found = evaluate(config, model, bound, error, data)
+    report = {
+        "config": configs.to_dict(config),
+        "data_notes": list(data.notes),
+        "feature_bound": {"value": float(bound.value), "kind": bound.kind},
+        "logit_error": {"value": error, "kind": "estimate", "images": FLOAT64_IMAGES},
+        "num_images": len(found.labels),
+        "attacked_images": len(found.broken),
+        "abstentions": int(np.sum(found.predictions == ABSTAIN)),
+        "certified_radii_broken_by_the_attack": int(np.sum(found.broken)),
+        "rows": rows(config, found),
+        "seconds": round(time.time() - started, 1),
+        "selfcheck": checked.to_dict(),
+        "labels": found.labels.tolist(),
+        "predictions": found.predictions.tolist(),
+        "radii": [float(r) for r in found.radii],
+    }
+    if config.data == "digits":
+        from experiments import linear
+
+        report["linear"] = linear.best_per_radius(data, (0.0, *config.radii))
+    print(table(report, bound))
+    write(run_dir / "certificates.json", json.dumps(report).encode())
+    plot(run_dir / "certified_accuracy.png", report, found)
+    print(f"certificates  {run_dir}/certificates.json\nfigure        {run_dir}/certified_accuracy.png")
+    return report
+
+
+def logit_error(model, data) -> float:
+    """Twice the largest measured difference between float32 and float64 logits: an estimate."""
+    images = to_unit(data.test.images[:FLOAT64_IMAGES], data.max_value)
+    with jax.default_matmul_precision("highest"):
+        single = jax.jit(lambda m, x: m(x))(model, images)
+    double = on_host_float64(lambda m, x: m(x), model, images)
+    return 2 * float(np.max(np.abs(np.asarray(single, np.float64) - double)))
+
+
+def evaluate(config, model, bound, error, data) -> Evaluation:
+    """Certifies all test images and attacks the first `config.attack_images` (0: all)."""
+
+    @jax.jit
+    def certify(model, images):
+        head = model.head.weights().kernel
+        return jax.vmap(
+            lambda f: margin.certify(f, lipschitz=bound, head=head, logit_error=error)
+        )(model(to_unit(images, data.max_value)))
+
+    @jax.jit
+    def attack(key, model, images, labels, eps):
+        found = pgd(
+            key, model, to_unit(images, data.max_value), labels, eps=eps,
+            num_steps=config.attack_steps,
+        )
+        return found.success
+
+    images, labels = data.test.images, data.test.labels
+    certificates = [certify(model, part) for part in _batches(images)]
+    predictions, radii = (
+        np.concatenate([np.asarray(getattr(c, name)) for c in certificates])[: len(labels)]
+        for name in ("prediction", "radius")
+    )
+    count = min(config.attack_images or len(labels), len(labels))
+    key = jax.random.key(config.seed)
+
+    def succeeded(eps, targets):
+        parts = zip(_batches(images[:count]), _batches(targets[:count]), _batches(eps[:count]))
+        done = [attack(key, model, *part) for part in parts]
+        return np.concatenate([np.asarray(d) for d in done])[:count]
+
+    correct = predictions == labels
+    robust = [correct[:count]]
+    for eps in config.radii:
+        robust.append(robust[-1] & ~succeeded(np.full(len(labels), eps, np.float32), labels))
+    # The strongest test of a certificate: attack its prediction at its own radius. An infinite
+    # radius, which no image has, would be attacked in the whole box.
+    own = np.where(predictions == ABSTAIN, 0, radii).astype(np.float32)
+    broken = succeeded(own, np.maximum(predictions, 0)) & (own > 0)
+    return Evaluation(labels, predictions, radii, np.stack(robust), broken)
+
+
+def rows(config, found: Evaluation) -> list[dict]:
+    """Certified and attacked accuracy at radius 0 and at the radii of the config."""
+    correct = jnp.asarray(found.predictions == found.labels)
+    radii = (0.0, *config.radii)
+    certified = [float(jnp.mean(correct))]
+    certified += map(float, margin.certified_accuracy(found.radii, correct, np.float32(config.radii)))
+    count = len(found.broken)
+    subset = [float(np.mean(correct[:count]))]
+    subset += map(
+        float,
+        margin.certified_accuracy(found.radii[:count], correct[:count], np.float32(config.radii)),
+    )
+    return [
+        {"radius": r, "certified": c, "certified_of_attacked": s, "attacked": float(np.mean(a))}
+        for r, c, s, a in zip(radii, certified, subset, found.robust)
+    ]
+
+
+def table(report: dict, bound) -> str:
+    """The report as text."""
+    lines = [
+        f"proved Lipschitz bound of the features  {bound.value:.7f} ({bound.kind})",
+        f"test images {report['num_images']}, abstentions {report['abstentions']}, attacked "
+        f"{report['attacked_images']}, certified radii broken by the attack "
+        f"{report['certified_radii_broken_by_the_attack']}",
+        *(f"note: {note}" for note in report["data_notes"]),
+        "",
+        "l2 radius     certified  attacked" + ("  best linear" if "linear" in report else ""),
+    ]
+    for i, row in enumerate(report["rows"]):
+        line = f"{_name(row['radius']):<12} {row['certified']:9.1%} {row['attacked']:9.1%}"
+        if "linear" in report:
+            line += f"{report['linear'][i]:12.1%}"
+        lines.append(line)
+    if "linear" in report:
+        lines.append("best linear: the best linear classifier for each row by itself, exact")
+    return "\n".join(lines)
+
+
+def plot(path: Path, report: dict, found: Evaluation) -> None:
+    """Certified and attacked accuracy against radius."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    correct = found.predictions == found.labels
+    usable = np.where(correct & np.isfinite(found.radii), found.radii, 0)
+    grid = np.linspace(0, max(1.2 * max(r["radius"] for r in report["rows"]), 0.1), 400)
+    figure, axes = pyplot.subplots(figsize=(6.4, 4))
+    curve = [np.mean(correct)] + [np.mean(usable > r) for r in grid[1:]]
+    axes.plot(grid, curve, color="C0", label="certified: no input can do worse")
+    attacked = [(r["radius"], r["attacked"]) for r in report["rows"]]
+    axes.plot(*zip(*attacked), "o", color="C3", label="attacked: projected gradient descent")
+    axes.fill_between(grid, 0, curve, color="C0", alpha=0.12)
+    if "linear" in report:
+        points = [(row["radius"], best) for row, best in zip(report["rows"], report["linear"])]
+        axes.plot(*zip(*points), "x", color="0.5", label="best linear classifier per radius")
+    axes.set(
+        xlabel="l2 radius (pixels in [0, 1])", ylabel="accuracy", ylim=(0, 1), xlim=(0, grid[-1]),
+        title=f"{report['config']['data']}: {report['config']['model']['layer'].upper()} network",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    figure.tight_layout()
+    part = path.with_suffix(".part.png")
+    figure.savefig(part, dpi=120)
+    pyplot.close(figure)
+    os.replace(part, path)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def _batches(array):
+    """Parts of `BATCH` rows; the last is filled up with its last row."""
+    for start in range(0, len(array), BATCH):
+        part = array[start : start + BATCH]
+        missing = BATCH - len(part)
+        yield np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+
+
+def _name(radius: float) -> str:
+    """36/255 rather than 0.1412."""
+    steps = radius * 255
+    if radius and abs(steps - round(steps)) < 1e-6 and radius != 1:
+        return f"{round(steps)}/255"
+    return f"{radius:g}" if radius else "0 (clean)"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""What defines a run: a frozen dataclass, one file of it per run in `experiments/configs`."""
+
+import dataclasses
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+
+import tyro
+
+from lipjax import _checks
+from lipjax.data import NAMES
+from lipjax.models import ConvNetConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A training run and what its certification measures.
+
+    Attributes:
+        data: Name of the data set, see `lipjax.data.load`.
+        model: The network.
+        epochs: Passes over the training split.
+        batch_size: Examples a step.
+        learning_rate: Peak of the triangular schedule.
+        betas: Decay rates of Adam.
+        offset: Of the cross-entropy, in units of the logits: larger trades accuracy for radius.
+        temperature: Of the cross-entropy.
+        noise: Standard deviation of Gaussian noise on the training images, in pixel scale [0, 1].
+        crop: Pixels that are padded (by reflection) before a random crop; 0 for none.
+        flip: Whether images are mirrored at random.
+        jitter: Brightness, contrast, saturation and hue of the colour jitter; contrast and
+            saturation b mean factors in [1 - b, 1 + b]. Empty for none.
+        hold_out: Part of the training split that is kept for validation and not trained on.
+        seed: Of everything random.
+        num_microbatches: Parts of a batch, computed one after the other.
+        checkpoint_every: Steps between checkpoints.
+        radii: l2 radii at which accuracy is reported, in pixel scale [0, 1].
+        attack_images: Test images that are attacked; 0 means all.
+        attack_steps: Gradient steps of the attack.
+    """
+
+    data: str = "digits"
+    model: ConvNetConfig = ConvNetConfig()
+    epochs: int = 100
+    batch_size: int = 256
+    learning_rate: float = 0.01
+    betas: tuple[float, float] = (0.5, 0.9)
+    offset: float = 0.9
+    temperature: float = 0.15
+    noise: float = 0.0
+    crop: int = 0
+    flip: bool = False
+    jitter: tuple[float, ...] = ()
+    hold_out: float = 0.0
+    seed: int = 0
+    num_microbatches: int = 1
+    checkpoint_every: int = 500
+    radii: tuple[float, ...] = (36 / 255, 72 / 255, 108 / 255, 1.0)
+    attack_images: int = 0
+    attack_steps: int = 50
+
+    def __post_init__(self):
+        _checks.one_of(NAMES, data=self.data)
+        _checks.integer(1, epochs=self.epochs, batch_size=self.batch_size)
+        _checks.integer(1, num_microbatches=self.num_microbatches, attack_steps=self.attack_steps)
+        _checks.integer(1, checkpoint_every=self.checkpoint_every)
+        _checks.integer(0, crop=self.crop, attack_images=self.attack_images, seed=self.seed)
+        _checks.positive(learning_rate=self.learning_rate, temperature=self.temperature)
+        _checks.positive(radii=self.radii)
+        _checks.nonnegative(offset=self.offset, noise=self.noise)
+        _checks.within(0.0, 0.9, hold_out=self.hold_out)
+        if len(self.jitter) not in (0, 4):
+            raise ValueError(
+                f"jitter is {self.jitter}; it must be empty or hold brightness, contrast, "
+                "saturation and hue."
+            )
+        if self.batch_size % self.num_microbatches:
+            raise ValueError(
+                f"num_microbatches is {self.num_microbatches}; it must divide the batch_size "
+                f"{self.batch_size}."
+            )
+
+
+def names() -> list[str]:
+    """The runs that have a file in `experiments/configs`."""
+    import experiments.configs as package
+
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def load(name: str) -> RunConfig:
+    """The `CONFIG` of `experiments/configs/<name>.py`."""
+    if name not in names():
+        raise ValueError(f"CONFIG is {name!r}; it must be one of {names()}.")
+    return importlib.import_module(f"experiments.configs.{name}").CONFIG
+
+
+def override(config: RunConfig, assignments: list[str]) -> RunConfig:
+    """The config with `field=value` assignments applied; nested fields as `model.layer=cpl`.
+
+    Raises:
+        ValueError: for an assignment without `=`, an unknown field or a value of the wrong type.
+    """
+    if not assignments:
+        return config
+    arguments = []
+    for assignment in assignments:
+        field, found, value = assignment.partition("=")
+        if not found:
+            raise ValueError(f"{assignment!r} must have the form field=value.")
+        known = _fields(config)
+        if field not in known:
+            raise ValueError(f"{field!r} is no field; the fields are {', '.join(known)}.")
+        if isinstance(known[field], bool):
+            if value.lower() not in ("true", "false"):
+                raise ValueError(f"{field} is {value!r}; it must be True or False.")
+            arguments.append(f"--{field}" if value.lower() == "true" else _negated(field))
+        else:
+            arguments += [f"--{field}", *value.strip("()").replace(",", " ").split()]
+    try:
+        return tyro.cli(
+            RunConfig, args=arguments, default=config, console_outputs=False,
+            config=(tyro.conf.AvoidSubcommands,), use_underscores=True,
+        )
+    except SystemExit as error:
+        raise ValueError(
+            f"{' '.join(assignments)}: a value has the wrong type; the fields are "
+            + ", ".join(f"{name}={value!r}" for name, value in _fields(config).items())
+        ) from error
+
+
+def to_dict(config: RunConfig) -> dict:
+    """The config as JSON holds it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(fields: dict) -> RunConfig:
+    """The inverse of `to_dict`."""
+    return _build(RunConfig, fields)
+
+
+def read_run(run_dir: Path) -> RunConfig:
+    """The config that a run directory was made with."""
+    path = Path(run_dir) / "config.json"
+    if not path.exists():
+        raise ValueError(
+            f"RUN is {str(run_dir)!r}, which holds no config.json; it must be the directory of a "
+            "run, as `python -m experiments.train` prints it."
+        )
+    return from_dict(json.loads(path.read_text()))
+
+
+def _build(kind, fields):
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    unknown = set(fields) - set(types)
+    if unknown:
+        raise ValueError(f"config.json has unknown fields {sorted(unknown)}.")
+    values = {}
+    for name, value in fields.items():
+        if name == "model":
+            value = _build(ConvNetConfig, value)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def _fields(config) -> dict:
+    flat = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{field.name}.{name}": inner for name, inner in _fields(value).items()}
+        else:
+            flat[field.name] = value
+    return flat
+
+
+def _negated(field):
+    *path, name = field.split(".")
+    return "--" + ".".join([*path, f"no_{name}"])

@@ -1,0 +1,78 @@
+"""From a config to the pieces of a run: data, network, loss and augmentation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from experiments.config import RunConfig
+from lipjax.data import Dataset, augment, hold_out, load
+from lipjax.models import LipschitzConvNet
+from lipjax.training import cross_entropy, triangular
+
+
+def dataset(config: RunConfig, data_dir=None) -> Dataset:
+    """The data to train on (`train`) and to measure on (`test`).
+
+    If the config holds out a part of the training split, that part stands in for the test split:
+    settings are chosen on it.
+    """
+    data = load(config.data, data_dir=data_dir)
+    if not config.hold_out:
+        return data
+    rest, held = hold_out(data.train, fraction=config.hold_out, seed=config.seed)
+    return dataclasses.replace(data, train=rest, test=held)
+
+
+def network(config: RunConfig) -> LipschitzConvNet:
+    """The network with its initial parameters."""
+    return LipschitzConvNet(config.model, rngs=nnx.Rngs(config.seed))
+
+
+def optimizer(config: RunConfig, num_steps: int) -> optax.GradientTransformation:
+    """Adam with the triangular schedule."""
+    b1, b2 = config.betas
+    return optax.adam(triangular(config.learning_rate, num_steps), b1=b1, b2=b2)
+
+
+def augmentation(config: RunConfig):
+    """`(key, image) -> image` for one image, or None."""
+    if not (config.crop or config.flip or config.jitter or config.noise):
+        return None
+
+    def apply(key, image):
+        crop_key, flip_key, color_key, noise_key = jax.random.split(key, 4)
+        if config.crop:
+            image = augment.random_crop(crop_key, image, pad=config.crop)
+        if config.flip:
+            image = augment.random_flip(flip_key, image)
+        if config.jitter:
+            brightness, contrast, saturation, hue = config.jitter
+            image = augment.color_jitter(
+                color_key, image, brightness=brightness, contrast=contrast,
+                saturation=saturation, hue=hue,
+            )
+        if config.noise:
+            image = augment.gaussian_noise(noise_key, image, sigma=config.noise)
+        return image
+
+    return apply
+
+
+def loss(config: RunConfig):
+    """`(network, batch, key) -> (loss, metrics)`: cross-entropy with offset and temperature."""
+
+    def loss_fn(model, batch, key):
+        del key
+        logits = model(batch.images)
+        losses = jax.vmap(
+            lambda f, y: cross_entropy(
+                f, y, offset=config.offset, temperature=config.temperature
+            )
+        )(logits, batch.labels)
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.labels)
+        return jnp.mean(losses), {"accuracy": accuracy}
+
+    return loss_fn

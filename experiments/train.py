@@ -1,0 +1,80 @@
+"""Train a network: `python -m experiments.train CONFIG [field=value ...]`.
+
+CONFIG is the name of a file in `experiments/configs`; `field=value` changes one of its fields, such
+as `epochs=3` or `model.layer=cpl`. Two more options, `--data-dir DIR` (default: LIPJAX_DATA) and
+`--run-dir DIR` (default: runs/CONFIG). The same command goes on with a run that was stopped.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from experiments import config as configs
+
+
+def main(arguments=None) -> Path:
+    """Trains and returns the run directory."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="configs: " + ", ".join(configs.names()),
+    )
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("assignments", metavar="field=value", nargs="*")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--run-dir", type=Path)
+    args = parser.parse_args(arguments)
+    try:
+        config = configs.override(configs.load(args.config), args.assignments)
+        return train(config, args.run_dir or Path("runs") / args.config, args.data_dir)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
+    """Trains the network of a config into a run directory."""
+    from experiments import setup
+    from experiments.loops import supervised
+    from lipjax import nn
+    from lipjax.data import num_steps
+
+    started = time.time()
+    data = setup.dataset(config, data_dir)
+    for note in data.notes:
+        print(f"note: {note}")
+    steps = num_steps(len(data.train.labels), config.batch_size, config.epochs)
+    model = setup.network(config)
+    stored = configs.to_dict(config)
+    state = supervised.train(
+        model,
+        setup.loss(config),
+        data.train,
+        max_value=data.max_value,
+        optimizer=setup.optimizer(config, steps),
+        num_steps=steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        run_dir=run_dir,
+        constrain=nn.constrain,
+        augment=setup.augmentation(config),
+        num_microbatches=config.num_microbatches,
+        config=stored,
+        checkpoint_every=config.checkpoint_every,
+        log_every=min(50, steps),
+    )
+    Path(run_dir, "config.json").write_text(json.dumps(stored, indent=1) + "\n")
+    print(
+        f"trained {int(state.step)} steps of {config.batch_size} images in "
+        f"{time.time() - started:.0f} s\n"
+        f"  parameters and optimizer  {run_dir}/checkpoints\n"
+        f"  loss and accuracy         {run_dir}/metrics.jsonl\n"
+        f"next: python -m experiments.certify {run_dir}"
+    )
+    return Path(run_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The last-layer-normalized head: each class vector has norm 1, each logit is 1-Lipschitz.
+
+The map to all logits together is *not* 1-Lipschitz (its norm can reach the square root of the number
+of classes), so certificates use the distances between class vectors: see `lipjax.margin.radius`
+with `head=weights.kernel`.
+
+Reference: Singla, Singla, Feizi (2022), https://arxiv.org/abs/2108.04062.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lipjax import _checks
+from lipjax._numerics import on_host_float64, safe_norm, safe_reciprocal
+from lipjax.layers import _initializers, forms
+from lipjax.spectral.gram import gram_iteration
+from lipjax.typing import Array, Bound
+
+
+class Params(NamedTuple):
+    """Free parameters and, after `constrain_dense`, weights.
+
+    Attributes:
+        kernel: `float[features, classes]`; as weights, with columns of norm 1.
+        bias: `float[classes]`.
+    """
+
+    kernel: Array
+    bias: Array
+
+
+def init_dense(key: Array, features: int, num_classes: int) -> Params:
+    """Uniform kernel and bias in `+-1 / sqrt(features)`."""
+    _checks.integer(1, features=features, num_classes=num_classes)
+    kernel_key, bias_key = jax.random.split(key)
+    shape = (features, num_classes)
+    return Params(
+        kernel=_initializers.uniform_kernel(kernel_key, shape),
+        bias=_initializers.uniform_bias(bias_key, shape),
+    )
+
+
+def constrain_dense(params: Params) -> Params:
+    """The weights: columns divided by their norms, up to rounding; zero columns stay zero."""
+    norms = safe_norm(params.kernel, axis=0, keepdims=True)
+    scale = jnp.broadcast_to(safe_reciprocal(norms), params.kernel.shape)
+    return Params(params.kernel * scale, params.bias)
+
+
+def apply_dense(weights: Params, x: Array) -> Array:
+    """Logits `float[..., classes]` of features `float[..., features]`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> weights = constrain_dense(init_dense(jax.random.key(0), 4, 3))
+    >>> apply_dense(weights, jnp.ones(4)).shape
+    (3,)
+    """
+    return forms.linear_dense(weights, x)
+
+
+def freeze_dense(params: Params) -> Params:
+    """`constrain_dense` in float64 on the host, rounded: for evaluation."""
+    return forms.frozen(constrain_dense, params)
+
+
+def bound(weights: Params) -> Bound:
+    """Upper bound on the Lipschitz constant of the map from features to all logits.
+
+    In float64 on the host, with exactly these floats. Between 1 and the square root of the number
+    of classes for columns of norm 1.
+    """
+    norm = on_host_float64(lambda kernel: gram_iteration(kernel, num_iters=10), weights.kernel)
+    return Bound(math.nextafter(float(norm), math.inf), "upper")

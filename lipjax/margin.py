@@ -1,0 +1,214 @@
+r"""Deterministic certificates from the margins of a Lipschitz classifier.
+
+With features that are L-Lipschitz in the input and logits $f_k = \langle \phi(x), v_k \rangle + c_k$,
+the difference of two logits is $L \|v_y - v_k\|$-Lipschitz. So no input closer than
+
+$$ r = \min_{k \ne y} \frac{f_y - f_k}{L \, \|v_y - v_k\|} $$
+
+changes the prediction y. Without a head, L belongs to the whole vector of logits and every pair has
+the constant $\sqrt 2 L$ (Tsuzuku, Sato, Sugiyama 2018, https://arxiv.org/abs/1802.04034; Singla et al.
+2022, https://arxiv.org/abs/2108.04062).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from lipjax import _checks
+from lipjax._numerics import round_down, round_up, safe_norm, unit_roundoff
+from lipjax.typing import ABSTAIN, Array, Bound, Certificate
+
+
+def margin(logits: Array, label: Array) -> Array:
+    """The logit of a label minus the largest other one.
+
+    Args:
+        logits: `float[classes]`; for a batch use `jax.vmap`.
+        label: `int[]`.
+
+    Returns:
+        `float[]`: positive if the label is the only largest logit, negative if another one is
+        larger, 0 at a tie, inf for a single class, NaN if a logit is NaN or the label out of range.
+
+    Raises:
+        ValueError: for a wrong rank or dtype, or a label known to be out of range.
+
+    >>> import jax.numpy as jnp
+    >>> float(margin(jnp.array([1.0, 4.0, 2.0]), 1))
+    2.0
+    """
+    logits, label = _check(logits, label)
+    gaps = _gaps(logits, label)
+    return _nan_if(jnp.min(gaps), jnp.isnan(logits).any() | ~_in_range(logits, label))
+
+
+def radius(
+    logits: Array,
+    label: Array,
+    *,
+    lipschitz: float | Array | Bound,
+    head: Array | None = None,
+    logit_error: float | Array = 0.0,
+) -> Array:
+    """Distance within which the classifier provably keeps answering `label`.
+
+    Args:
+        logits: `float[classes]`; for a batch use `jax.vmap`.
+        label: `int[]`.
+        lipschitz: l2 Lipschitz constant of the features (with `head`) or of the logits (without), as
+            a number that you answer for or a `Bound` that proves it.
+        head: `float[features, classes]`, the class vectors; the Lipschitz constant of each pair of
+            logits is then the distance of their vectors.
+        logit_error: Bound on the error of each computed logit, taken off every margin twice.
+
+    Returns:
+        `float[]`, in the units of the input; 0 where nothing is proved.
+
+    Guarantee: with exact logits, every input at a smaller l2 distance has `label` as its only largest
+    logit. Rounded down. 0 if another logit ties or leads; 0 if any logit, `lipschitz` or `head` is
+    NaN or the label is out of range; inf if no input can change the prediction (a single class, or
+    vectors equal to the label's with a lead). The rounding of the logits themselves enters through
+    `logit_error`.
+
+    Raises:
+        ValueError: for an estimate or a lower bound as `lipschitz`, a negative constant, a wrong shape.
+
+    >>> import jax.numpy as jnp
+    >>> logits = jnp.array([3.0, 1.0, 0.0])
+    >>> round(float(radius(logits, 0, lipschitz=1.0)), 4)
+    1.4142
+    """
+    logits, label = _check(logits, label)
+    constant = _upper_value(lipschitz)
+    _checks.nonnegative(logit_error=logit_error)
+    gaps = _gaps(logits, label)
+    pairs = pair_constants(head, label, logits) * constant
+    # One rounding of a difference is relative to the logits where they nearly cancel: none is lost,
+    # since subtraction of floats is exact there; otherwise it is relative to the result.
+    lead = round_down(gaps - 2 * logit_error, 2)
+    alive = lead > 0
+    # A constant of 0 means that this pair never changes places.
+    distance = jnp.where(pairs > 0, lead / jnp.where(pairs > 0, pairs, 1), jnp.inf)
+    smallest = jnp.min(jnp.where(alive, distance, 0))
+    bad = jnp.isnan(logits).any() | jnp.isnan(pairs).any() | ~_in_range(logits, label)
+    bad = bad | jnp.isinf(logits[jnp.clip(label, 0, logits.shape[0] - 1)])
+    return jnp.where(bad, 0, jnp.maximum(round_down(smallest, 3), 0))
+
+
+def certify(
+    logits: Array,
+    *,
+    lipschitz: float | Array | Bound,
+    head: Array | None = None,
+    logit_error: float | Array = 0.0,
+) -> Certificate:
+    """The prediction and the radius within which it provably does not change.
+
+    Args:
+        logits: `float[classes]`; for a batch use `jax.vmap`.
+        lipschitz, head, logit_error: as in `radius`.
+
+    Returns:
+        A `Certificate`: the class of the largest logit (the first at a tie, then with radius 0), or
+        `ABSTAIN` with radius 0 if a logit is NaN; `info` holds the `margin`.
+
+    >>> import jax.numpy as jnp
+    >>> certify(jnp.array([0.0, 2.0]), lipschitz=1.0).prediction.item()
+    1
+    """
+    logits, _ = _check(logits, 0)
+    usable = ~jnp.isnan(logits).any()
+    label = jnp.argmax(jnp.where(usable, logits, 0)).astype(jnp.int32)
+    proved = radius(logits, label, lipschitz=lipschitz, head=head, logit_error=logit_error)
+    prediction = jnp.where(usable, label, jnp.int32(ABSTAIN))
+    return Certificate(prediction, proved, {"margin": margin(logits, label)})
+
+
+def certified_accuracy(radii: Array, correct: Array, eps: float | Array) -> Array:
+    """Share of examples that are correct with a radius strictly above `eps`.
+
+    Args:
+        radii: `float[n]`.
+        correct: `bool[n]`.
+        eps: `float[]` or `float[k]`, in the units of the radii.
+
+    Returns:
+        `float[]` or `float[k]`. NaN radii count as not certified.
+
+    >>> import jax.numpy as jnp
+    >>> float(certified_accuracy(jnp.array([0.1, 0.3]), jnp.array([True, True]), 0.2))
+    0.5
+    """
+    radii, correct, eps = jnp.asarray(radii), jnp.asarray(correct), jnp.asarray(eps)
+    _checks.ranked(1, "[examples]", radii=radii, correct=correct)
+    _checks.nonempty(radii=radii)
+    _checks.axis_size(0, radii.shape[0], "one per radius", correct=correct)
+    _checks.ranked((0, 1), "[] or [k]", eps=eps)
+    if correct.dtype != bool:
+        raise ValueError(f"correct has dtype {correct.dtype}; it must be bool.")
+    _checks.nonnegative(eps=eps)
+    eps = eps.astype(radii.dtype) if not jnp.issubdtype(eps.dtype, jnp.floating) else eps
+    certified = correct[:, None] & (radii[:, None] > jnp.atleast_1d(eps)[None, :])
+    return jnp.mean(certified, axis=0, dtype=radii.dtype).reshape(eps.shape)
+
+
+def pair_constants(head: Array | None, label: Array, logits: Array) -> Array:
+    """`float[classes]`: Lipschitz constant of `f_label - f_k` in the features, rounded up.
+
+    The entry of the label itself is 0 and has no meaning. Without a head it is sqrt(2) for all.
+    """
+    classes = logits.shape[0]
+    if head is None:
+        return jnp.full(classes, round_up(jnp.asarray(math.sqrt(2), logits.dtype)))
+    head = jnp.asarray(head)
+    _checks.ranked(2, "[features, classes]", head=head)
+    _checks.axis_size(1, classes, "one column per logit", head=head)
+    own = jnp.take(head, jnp.clip(label, 0, classes - 1), axis=1)[:, None]
+    distances = safe_norm(head - jnp.broadcast_to(own, head.shape), axis=0)
+    return round_up(distances, head.shape[0] + 4).astype(logits.dtype)
+
+
+def _gaps(logits, label):
+    """`f_label - f_k`, inf for the label itself."""
+    classes = jnp.arange(logits.shape[0])
+    own = logits[jnp.clip(label, 0, logits.shape[0] - 1)]
+    return jnp.where(classes == label, jnp.inf, own - logits)
+
+
+def _upper_value(lipschitz):
+    if isinstance(lipschitz, Bound):
+        if not lipschitz.proves_upper:
+            raise ValueError(
+                f"lipschitz is a bound of kind {lipschitz.kind!r}; a certificate needs one of kind "
+                "'upper' or 'exact'."
+            )
+        lipschitz = lipschitz.value
+    _checks.nonnegative(lipschitz=lipschitz)
+    value = jnp.asarray(lipschitz)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        value = value.astype(jnp.float32)
+    _checks.ranked(0, "a number", lipschitz=value)
+    # A float64 constant may lose its last bits on the way to float32.
+    return value if value.weak_type is False and value.dtype == jnp.float64 else round_up(value)
+
+
+def _in_range(logits, label):
+    return (label >= 0) & (label < logits.shape[0])
+
+
+def _nan_if(value, condition):
+    return jnp.where(condition, jnp.nan, value)
+
+
+def _check(logits, label):
+    logits, label = jnp.asarray(logits), jnp.asarray(label)
+    _checks.ranked(1, "[classes], and jax.vmap for a batch", logits=logits)
+    _checks.nonempty(logits=logits)
+    _checks.real_floating(logits=logits)
+    _checks.ranked(0, "one class", label=label)
+    if not jnp.issubdtype(label.dtype, jnp.integer):
+        raise ValueError(f"label has dtype {label.dtype}; it must be an integer.")
+    if not isinstance(label, jax.core.Tracer) and not 0 <= int(label) < logits.shape[0]:
+        raise ValueError(f"label is {int(label)}; it must lie in [0, {logits.shape[0] - 1}].")
+    return logits, label

@@ -1,0 +1,6 @@
+"""Whole networks that know a bound on their Lipschitz constant."""
+
+from lipjax.models.convnet import SIZES as SIZES
+from lipjax.models.convnet import ConvNetConfig as ConvNetConfig
+from lipjax.models.convnet import LipschitzConvNet as LipschitzConvNet
+from lipjax.models.convnet import num_parameters as num_parameters

@@ -1,0 +1,229 @@
+"""The convolutional networks of the SLL paper, in its four sizes and smaller ones.
+
+Shift the input by its mean, pad the channels with zeros to the width, apply the convolutional
+layers, pool, flatten, apply the dense layers, and read the classes off a normalized head. Every
+part is 1-Lipschitz, so the features are, whatever the parameters.
+
+Reference: Araujo et al. (2023), https://arxiv.org/abs/2303.03169.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lipjax import _checks, nn
+from lipjax.layers import activations, pooling
+from lipjax.typing import Array, Bound
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNetConfig:
+    """What a `LipschitzConvNet` is made of.
+
+    Attributes:
+        layer: `"sll"`, `"cpl"` or `"aol"`, for all layers.
+        image_shape: Height, width and channels of the input.
+        num_classes: Number of classes.
+        conv_depth: Number of convolutional layers; 0 for a dense network.
+        conv_width: Channels of the convolutional layers; zeros are appended to the input's.
+        conv_hidden: Hidden channels of a residual convolution (not used by AOL).
+        kernel_size: Window of the convolutions.
+        pool: Window of the average pooling after the convolutions, scaled to norm 1.
+        dense_depth: Number of dense layers; 0 for none.
+        dense_width: Features of the dense layers; zeros are appended to the flattened features.
+            None keeps those.
+        dense_hidden: Hidden units of a residual dense layer (not used by AOL).
+        activation: Inside residual layers, or between AOL layers. None means ReLU for residual
+            layers and MaxMin for AOL.
+        mean: Subtracted from the input, one number or one per channel.
+        std: The input is divided by it, one number or one per channel; the network's Lipschitz
+            constant is then `1 / min(std)`, and `bound` counts it.
+    """
+
+    layer: Literal["sll", "cpl", "aol"] = "sll"
+    image_shape: tuple[int, int, int] = (32, 32, 3)
+    num_classes: int = 10
+    conv_depth: int = 20
+    conv_width: int = 45
+    conv_hidden: int = 5
+    kernel_size: int = 3
+    pool: int = 4
+    dense_depth: int = 7
+    dense_width: int | None = None
+    dense_hidden: int = 2048
+    activation: str | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self):
+        _checks.one_of(("sll", "cpl", "aol"), layer=self.layer)
+        for name in ("num_classes", "conv_width", "conv_hidden", "kernel_size", "pool"):
+            _checks.integer(1, **{name: getattr(self, name)})
+        for name in ("conv_depth", "dense_depth"):
+            _checks.integer(0, **{name: getattr(self, name)})
+        _checks.integer(1, dense_hidden=self.dense_hidden)
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise ValueError(
+                f"image_shape is {self.image_shape}; it must be (height, width, channels)."
+            )
+        height, width, channels = self.image_shape
+        if height % self.pool or width % self.pool:
+            raise ValueError(
+                f"pool is {self.pool}; it must divide the height and width of {self.image_shape}."
+            )
+        if self.conv_depth and channels > self.conv_width:
+            raise ValueError(
+                f"conv_width is {self.conv_width}; it must be at least the {channels} channels of "
+                "the image."
+            )
+        if self.dense_width is not None and self.dense_width < self.flat_features:
+            raise ValueError(
+                f"dense_width is {self.dense_width}; it must be None or at least the "
+                f"{self.flat_features} features that the pooling leaves."
+            )
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, channels):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must have 1 or {channels} entries."
+                )
+        _checks.positive(std=self.std)
+        if not all(math.isfinite(m) for m in self.mean):
+            raise ValueError(f"mean is {self.mean}; its entries must be finite.")
+
+    @property
+    def flat_features(self) -> int:
+        """Features after pooling and flattening."""
+        height, width, channels = self.image_shape
+        channels = self.conv_width if self.conv_depth else channels
+        return (height // self.pool) * (width // self.pool) * channels
+
+    @property
+    def features(self) -> int:
+        """Features that the head sees."""
+        return self.dense_width or self.flat_features
+
+    @property
+    def input_lipschitz(self) -> float:
+        """Lipschitz constant of the input normalization, rounded up."""
+        constant = 1 / min(self.std)
+        return constant if constant == 1 else constant * (1 + 1e-6)
+
+
+CIFAR10_MEAN = (0.4913, 0.4821, 0.4465)
+SIZES = {
+    "S": ConvNetConfig(conv_depth=20, conv_width=45, dense_depth=7, mean=CIFAR10_MEAN),
+    "M": ConvNetConfig(conv_depth=30, conv_width=60, dense_depth=10, mean=CIFAR10_MEAN),
+    "L": ConvNetConfig(conv_depth=50, conv_width=90, dense_depth=10, mean=CIFAR10_MEAN),
+    "XL": ConvNetConfig(conv_depth=70, conv_width=120, dense_depth=15, mean=CIFAR10_MEAN),
+    "digits": ConvNetConfig(
+        image_shape=(8, 8, 1), conv_depth=0, pool=1, dense_depth=12, dense_width=256,
+        dense_hidden=256,
+    ),
+    "mnist": ConvNetConfig(
+        image_shape=(28, 28, 1), conv_depth=6, conv_width=16, conv_hidden=8, pool=2,
+        dense_depth=6, dense_hidden=512,
+    ),
+}
+"""The published sizes for CIFAR-10 (S, M, L, XL), and two for smaller images."""
+
+
+class LipschitzConvNet(nnx.Module):
+    """A classifier whose features are Lipschitz with a proved constant (1 without `std`).
+
+    Args:
+        config: A `ConvNetConfig`, or the name of one of `SIZES`.
+        rngs: Random number generators.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> model = LipschitzConvNet("digits", rngs=nnx.Rngs(0))
+        >>> model(jnp.ones((2, 8, 8, 1))).shape, model.feature_bound().kind
+        ((2, 10), 'upper')
+    """
+
+    def __init__(self, config: ConvNetConfig | str, *, rngs: nnx.Rngs):
+        if isinstance(config, str):
+            _checks.one_of(tuple(SIZES), config=config)
+            config = SIZES[config]
+        self.config = config
+        self.conv = _trunk(config, rngs, dense=False)
+        self.dense = _trunk(config, rngs, dense=True)
+        self.head = nn.NormalizedHead(config.features, config.num_classes, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """Logits `float[..., classes]` of images `float[..., height, width, channels]` in [0, 1]."""
+        return self.head(self.features(x))
+
+    def features(self, x: Array) -> Array:
+        """Features `float[..., features]` of images in [0, 1]."""
+        config = self.config
+        if x.shape[-3:] != config.image_shape or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"x has shape {x.shape} and dtype {x.dtype}; it must be floating with shape "
+                f"[..., {', '.join(map(str, config.image_shape))}] and values in [0, 1]."
+            )
+        mean, std = (_per_channel(v, x) for v in (config.mean, config.std))
+        x = (x - mean) / std
+        if self.conv is not None:
+            x = self.conv(pooling.pad_channels(x, config.conv_width))
+        if config.pool > 1:
+            x = pooling.average_pool(x, config.pool)
+        x = x.reshape(*x.shape[:-3], -1)
+        if config.dense_width is not None:
+            x = pooling.pad_channels(x, config.dense_width)
+        return x if self.dense is None else self.dense(x)
+
+    def feature_bound(self) -> Bound:
+        """Bound on the l2 Lipschitz constant of `features`, input normalization included.
+
+        This is the `lipschitz` of `lipjax.margin.certify` with `head=model.head.weights().kernel`.
+        """
+        total = Bound(self.config.input_lipschitz, "upper")
+        for trunk in (self.conv, self.dense):
+            if trunk is not None:
+                total = total * trunk.bound()
+        return total
+
+    def bound(self) -> Bound:
+        """Bound on the l2 Lipschitz constant of the network, from images to all logits."""
+        return self.feature_bound() * self.head.bound()
+
+
+def num_parameters(config: ConvNetConfig | str) -> int:
+    """Number of parameters, without building them.
+
+    >>> round(num_parameters("S") / 1e6, 1)
+    41.4
+    """
+    model = jax.eval_shape(lambda: LipschitzConvNet(config, rngs=nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+def _trunk(config, rngs, *, dense):
+    depth = config.dense_depth if dense else config.conv_depth
+    if depth == 0:
+        return None
+    inside = {} if config.activation is None else {"activation": config.activation}
+    width, hidden = config.features, config.dense_hidden
+    channels, conv_hidden = config.conv_width, config.conv_hidden
+    size = config.kernel_size
+    between = None
+    if config.layer == "aol":
+        between = activations.one_lipschitz(config.activation or "max_min")
+    make = {
+        ("sll", True): lambda rngs: nn.SLLDense(width, hidden, rngs=rngs, **inside),
+        ("cpl", True): lambda rngs: nn.CPLDense(width, hidden, rngs=rngs, **inside),
+        ("aol", True): lambda rngs: nn.AOLDense(width, width, rngs=rngs),
+        ("sll", False): lambda rngs: nn.SLLConv(channels, conv_hidden, size, rngs=rngs, **inside),
+        ("cpl", False): lambda rngs: nn.CPLConv(channels, conv_hidden, size, rngs=rngs, **inside),
+        ("aol", False): lambda rngs: nn.AOLConv(channels, channels, size, rngs=rngs),
+    }[config.layer, dense]
+    return nn.Stack(make, depth, between=between, rngs=rngs)
+
+
+def _per_channel(values, x):
+    return jnp.broadcast_to(jnp.asarray(values, x.dtype), x.shape)

@@ -1,0 +1,147 @@
+"""Flax modules that hold parameters and delegate, and the two ways to make weights of them once."""
+
+import operator
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lipjax import _checks
+from lipjax.typing import Array, Bound
+
+
+class Weights(nnx.Variable):
+    """What a constrained layer multiplies with: its parameters after the constraint."""
+
+
+class Constrained(nnx.Module):
+    """A layer in one of two states: free parameters, or the weights made of them.
+
+    Subclasses define the pure functions of one layer: `constrain(params) -> weights`,
+    `apply(weights, x) -> y`, `freeze_params(params) -> weights`, `bound_weights(weights) -> Bound`.
+    A call on free parameters constrains them first; use `lipjax.nn.constrain` to do that once per
+    step and `lipjax.nn.freeze` to do it once for evaluation.
+    """
+
+    def __init__(self, params):
+        self.params = nnx.Param(params)
+        self.explicit = nnx.data(None)
+
+    def __call__(self, x: Array) -> Array:
+        """The layer on a batch, `float[..., *shape]`."""
+        return self.apply(self.weights(), x)
+
+    def weights(self):
+        """The weights, made of the parameters if they are not there yet."""
+        if self.explicit is not None:
+            return self.explicit.get_value()
+        return self.constrain(self.params.get_value())
+
+    def bound(self) -> Bound:
+        """Upper bound on the layer's l2 Lipschitz constant, proved in float64 on the host."""
+        return self.bound_weights(self.weights())
+
+    def _set(self, weights) -> None:
+        self.explicit = Weights(weights)
+        self.params = None
+
+
+def constrain(module: nnx.Module) -> nnx.Module:
+    """A copy of a module with weights in place of free parameters; differentiable.
+
+    Use it as the `constrain` of `lipjax.training.make_step`: the constraint is then computed once
+    per step, and its gradient pulled back once, however many micro-batches there are.
+    """
+    return _with_weights(module, lambda layer: layer.constrain(layer.params.get_value()))
+
+
+def freeze(module: nnx.Module) -> nnx.Module:
+    """A copy of a module with weights computed in float64 on the host: for evaluation.
+
+    Weights come out on the sound side of rounding, so that bounds are as close to 1 as float32
+    allows. Not for use under jit.
+    """
+    return _with_weights(module, lambda layer: layer.freeze_params(layer.params.get_value()))
+
+
+def _with_weights(module, make: Callable):
+    module = nnx.clone(module)
+    for _, layer in nnx.iter_modules(module):
+        if isinstance(layer, Constrained) and layer.params is not None:
+            layer._set(make(layer))
+    return module
+
+
+class Stack(Constrained):
+    """`depth` layers of one kind and shape in a row, with parameters stacked on axis 0.
+
+    The constraint of all of them is one batched program, and the forward pass one scan.
+
+    Args:
+        make: Builds one layer from random number generators.
+        depth: Number of layers, at least 1.
+        between: A function of the array between layers and after the last, or None.
+        unroll: Whether to write the layers out instead of looping. None decides by backend: on CPUs
+            XLA runs convolutions inside loops many times slower.
+        rngs: Random number generators.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from lipjax.nn import SLLDense
+        >>> stack = Stack(lambda rngs: SLLDense(4, 8, rngs=rngs), 3, rngs=nnx.Rngs(0))
+        >>> stack(jnp.ones((2, 4))).shape
+        (2, 4)
+    """
+
+    def __init__(
+        self,
+        make: Callable[[nnx.Rngs], Constrained],
+        depth: int,
+        *,
+        between: Callable[[Array], Array] | None = None,
+        unroll: bool | None = None,
+        rngs: nnx.Rngs,
+    ):
+        _checks.integer(1, depth=depth)
+        layers = [make(rngs) for _ in range(depth)]
+        super().__init__(_stack([layer.params.get_value() for layer in layers]))
+        self.layer = layers[0]
+        self.layer.params = None
+        self.depth = depth
+        self.between = between
+        self.unroll = unroll
+
+    def constrain(self, params):
+        """All layers' weights at once."""
+        return jax.vmap(self.layer.constrain)(params)
+
+    def apply(self, weights, x):
+        """The layers in a row."""
+
+        def step(x, weights):
+            x = self.layer.apply(weights, x)
+            return (x if self.between is None else self.between(x)), None
+
+        unroll = jax.default_backend() == "cpu" if self.unroll is None else self.unroll
+        return jax.lax.scan(step, x, weights, unroll=self.depth if unroll else 1)[0]
+
+    def freeze_params(self, params):
+        """All layers' weights, each in float64."""
+        return _stack([self.layer.freeze_params(p) for p in _unstack(params, self.depth)])
+
+    def bound_weights(self, weights):
+        """The product of the layers' bounds."""
+        total = Bound(1.0, "exact")
+        for one in _unstack(weights, self.depth):
+            total = total * self.layer.bound_weights(one)
+        return total
+
+
+def _stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _unstack(tree, depth):
+    return [jax.tree.map(operator.itemgetter(i), tree) for i in range(depth)]

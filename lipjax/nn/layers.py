@@ -1,0 +1,231 @@
+"""The layers of `lipjax.layers` as Flax modules: parameters and a one-line call.
+
+They act on batches, `float[..., features]` or `float[..., height, width, channels]`, and use no
+state: call them under plain `jax.jit`, `jax.vmap` and `jax.grad`.
+"""
+
+from flax import nnx
+
+from lipjax.layers import _convolution, activations, aol, cpl, head, sll
+from lipjax.nn.constrained import Constrained
+from lipjax.typing import Bound
+
+
+class _ResidualDense(Constrained):
+    """`x - 2 s(x W + b) T^-1 W^T`; `module` is the named layer it delegates to."""
+
+    module = sll
+
+    def __init__(self, features: int, hidden: int, *, activation="relu", rngs: nnx.Rngs):
+        activations.slope_restricted(activation)
+        super().__init__(self.module.init_dense(rngs.params(), features, hidden))
+        self.activation = activation
+
+    def constrain(self, params):
+        return self.module.constrain_dense(params)
+
+    def apply(self, weights, x):
+        return self.module.apply_dense(weights, x, activation=self.activation)
+
+    def freeze_params(self, params):
+        return self.module.freeze_dense(params)
+
+    def bound_weights(self, weights) -> Bound:
+        return self.module.bound(weights)
+
+
+class _ResidualConv(Constrained):
+    """As `_ResidualDense` with a padded convolution and its exact adjoint."""
+
+    module = sll
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        activation="relu",
+        padding: str = "zero",
+        rngs: nnx.Rngs,
+    ):
+        activations.slope_restricted(activation)
+        _convolution.check_padding(padding)
+        super().__init__(
+            self.module.init_conv(rngs.params(), channels, hidden, kernel_size=kernel_size)
+        )
+        self.activation = activation
+        self.padding = padding
+
+    def constrain(self, params):
+        return self.module.constrain_conv(params)
+
+    def apply(self, weights, x):
+        return self.module.apply_conv(
+            weights, x, activation=self.activation, padding=self.padding
+        )
+
+    def freeze_params(self, params):
+        return self.module.freeze_conv(params)
+
+    def bound_weights(self, weights) -> Bound:
+        return self.module.bound(weights)
+
+
+class SLLDense(_ResidualDense):
+    """SDP-based Lipschitz layer on `float[..., features]`; the width stays.
+
+    Args:
+        features: Width of input and output.
+        hidden: Number of hidden units.
+        activation: One with slopes in [0, 1], see `lipjax.layers.activations`.
+        rngs: Random number generators.
+
+    Guarantee and reference: `lipjax.layers.sll`.
+
+    >>> import jax.numpy as jnp
+    >>> layer = SLLDense(4, 8, rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((2, 4))).shape, layer.bound().kind
+    ((2, 4), 'upper')
+    """
+
+    module = sll
+
+
+class SLLConv(_ResidualConv):
+    """SDP-based Lipschitz layer on images `float[..., height, width, channels]`.
+
+    Args:
+        channels: Channels of input and output.
+        hidden: Number of hidden channels.
+        kernel_size: Window, one integer or two.
+        activation: One with slopes in [0, 1].
+        padding: `"zero"` or `"circular"`.
+        rngs: Random number generators.
+
+    Guarantee and reference: `lipjax.layers.sll`.
+    """
+
+    module = sll
+
+
+class CPLDense(_ResidualDense):
+    """Convex potential layer; arguments as `SLLDense`, guarantee in `lipjax.layers.cpl`."""
+
+    module = cpl
+
+
+class CPLConv(_ResidualConv):
+    """Convex potential layer on images; arguments as `SLLConv`, guarantee in `lipjax.layers.cpl`."""
+
+    module = cpl
+
+
+class AOLDense(Constrained):
+    """Almost-orthogonal layer from `in_features` to `out_features`; see `lipjax.layers.aol`.
+
+    >>> import jax.numpy as jnp
+    >>> AOLDense(4, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs):
+        super().__init__(aol.init_dense(rngs.params(), in_features, out_features))
+
+    def constrain(self, params):
+        return aol.constrain_dense(params)
+
+    def apply(self, weights, x):
+        return aol.apply_dense(weights, x)
+
+    def freeze_params(self, params):
+        return aol.freeze_dense(params)
+
+    def bound_weights(self, weights) -> Bound:
+        return aol.bound(weights)
+
+
+class AOLConv(Constrained):
+    """Almost-orthogonal convolution; see `lipjax.layers.aol`.
+
+    Args:
+        in_features: Channels of the input.
+        out_features: Channels of the output.
+        kernel_size: Window, one integer or two.
+        padding: `"zero"` or `"circular"`.
+        strides: Step, one integer or two.
+        rngs: Random number generators.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        padding: str = "zero",
+        strides: int | tuple[int, int] = 1,
+        rngs: nnx.Rngs,
+    ):
+        _convolution.check_padding(padding)
+        super().__init__(
+            aol.init_conv(rngs.params(), in_features, out_features, kernel_size=kernel_size)
+        )
+        self.padding = padding
+        self.strides = strides
+
+    def constrain(self, params):
+        return aol.constrain_conv(params)
+
+    def apply(self, weights, x):
+        return aol.apply_conv(weights, x, padding=self.padding, strides=self.strides)
+
+    def freeze_params(self, params):
+        return aol.freeze_conv(params)
+
+    def bound_weights(self, weights) -> Bound:
+        return aol.bound(weights)
+
+
+class NormalizedHead(Constrained):
+    """Last layer with class vectors of norm 1; see `lipjax.layers.head`.
+
+    Its `bound` is that of the whole vector of logits. Certificates do better with the feature bound
+    and `head=module.weights().kernel`.
+
+    >>> import jax.numpy as jnp
+    >>> NormalizedHead(4, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    def __init__(self, in_features: int, num_classes: int, *, rngs: nnx.Rngs):
+        super().__init__(head.init_dense(rngs.params(), in_features, num_classes))
+
+    def constrain(self, params):
+        return head.constrain_dense(params)
+
+    def apply(self, weights, x):
+        return head.apply_dense(weights, x)
+
+    def freeze_params(self, params):
+        return head.freeze_dense(params)
+
+    def bound_weights(self, weights) -> Bound:
+        return head.bound(weights)
+
+
+class MaxMin(nnx.Module):
+    """`lipjax.layers.activations.max_min` as a module."""
+
+    def __call__(self, x):
+        return activations.max_min(x)
+
+
+class GroupSort(nnx.Module):
+    """`lipjax.layers.activations.group_sort` as a module."""
+
+    def __init__(self, group_size: int = 2):
+        self.group_size = group_size
+
+    def __call__(self, x):
+        return activations.group_sort(x, group_size=self.group_size)
