@@ -6,8 +6,6 @@ import json
 import pkgutil
 from pathlib import Path
 
-import tyro
-
 from lipjax import _checks
 from lipjax.data import NAMES
 from lipjax.models import ConvNetConfig
@@ -104,6 +102,8 @@ def override(config: RunConfig, assignments: list[str]) -> RunConfig:
     """
     if not assignments:
         return config
+    import tyro
+
     arguments = []
     for assignment in assignments:
         field, found, value = assignment.partition("=")

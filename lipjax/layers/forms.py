@@ -150,7 +150,7 @@ def frozen(constrain, params):
     most what the proof allows and closer to it than any float32 computation can get.
     """
     exact = _numerics.on_host_float64(constrain, params)
-    dtype = np.result_type(*jax.tree.leaves(params))
+    dtype = jax.tree.leaves(params)[0].dtype
     return jax.tree.map(functools.partial(_towards_zero, dtype=dtype), exact)
 
 

@@ -1,6 +1,6 @@
 """The convolutional networks of the SLL paper, in its four sizes and smaller ones.
 
-Shift the input by its mean, pad the channels with zeros to the width, apply the convolutional
+Shift the input by its mean, move pixel blocks into channels if asked, pad the channels with zeros to the width, apply the convolutional
 layers, pool, flatten, apply the dense layers, and read the classes off a normalized head. Every
 part is 1-Lipschitz, so the features are, whatever the parameters.
 
@@ -28,6 +28,7 @@ class ConvNetConfig:
         layer: `"sll"`, `"cpl"` or `"aol"`, for all layers.
         image_shape: Height, width and channels of the input.
         num_classes: Number of classes.
+        patch: Side of the pixel blocks that are moved into channels first (an isometry); 1 for none.
         conv_depth: Number of convolutional layers; 0 for a dense network.
         conv_width: Channels of the convolutional layers; zeros are appended to the input's.
         conv_hidden: Hidden channels of a residual convolution (not used by AOL).
@@ -47,6 +48,7 @@ class ConvNetConfig:
     layer: Literal["sll", "cpl", "aol"] = "sll"
     image_shape: tuple[int, int, int] = (32, 32, 3)
     num_classes: int = 10
+    patch: int = 1
     conv_depth: int = 20
     conv_width: int = 45
     conv_hidden: int = 5
@@ -61,7 +63,7 @@ class ConvNetConfig:
 
     def __post_init__(self):
         _checks.one_of(("sll", "cpl", "aol"), layer=self.layer)
-        for name in ("num_classes", "conv_width", "conv_hidden", "kernel_size", "pool"):
+        for name in ("num_classes", "patch", "conv_width", "conv_hidden", "kernel_size", "pool"):
             _checks.integer(1, **{name: getattr(self, name)})
         for name in ("conv_depth", "dense_depth"):
             _checks.integer(0, **{name: getattr(self, name)})
@@ -71,14 +73,16 @@ class ConvNetConfig:
                 f"image_shape is {self.image_shape}; it must be (height, width, channels)."
             )
         height, width, channels = self.image_shape
-        if height % self.pool or width % self.pool:
+        cells = self.patch * self.pool
+        if height % cells or width % cells:
             raise ValueError(
-                f"pool is {self.pool}; it must divide the height and width of {self.image_shape}."
+                f"patch is {self.patch} and pool is {self.pool}; their product must divide the "
+                f"height and width of {self.image_shape}."
             )
-        if self.conv_depth and channels > self.conv_width:
+        if self.conv_depth and channels * self.patch**2 > self.conv_width:
             raise ValueError(
-                f"conv_width is {self.conv_width}; it must be at least the {channels} channels of "
-                "the image."
+                f"conv_width is {self.conv_width}; it must be at least the "
+                f"{channels * self.patch**2} channels of the image after patching."
             )
         if self.dense_width is not None and self.dense_width < self.flat_features:
             raise ValueError(
@@ -98,8 +102,9 @@ class ConvNetConfig:
     def flat_features(self) -> int:
         """Features after pooling and flattening."""
         height, width, channels = self.image_shape
-        channels = self.conv_width if self.conv_depth else channels
-        return (height // self.pool) * (width // self.pool) * channels
+        cells = self.patch * self.pool
+        channels = self.conv_width if self.conv_depth else channels * self.patch**2
+        return (height // cells) * (width // cells) * channels
 
     @property
     def features(self) -> int:
@@ -124,7 +129,7 @@ SIZES = {
         dense_hidden=256,
     ),
     "mnist": ConvNetConfig(
-        image_shape=(28, 28, 1), conv_depth=6, conv_width=16, conv_hidden=8, pool=2,
+        image_shape=(28, 28, 1), patch=2, conv_depth=4, conv_width=16, conv_hidden=16, pool=2,
         dense_depth=6, dense_hidden=512,
     ),
 }
@@ -168,6 +173,8 @@ class LipschitzConvNet(nnx.Module):
             )
         mean, std = (_per_channel(v, x) for v in (config.mean, config.std))
         x = (x - mean) / std
+        if config.patch > 1:
+            x = pooling.space_to_depth(x, config.patch)
         if self.conv is not None:
             x = self.conv(pooling.pad_channels(x, config.conv_width))
         if config.pool > 1:

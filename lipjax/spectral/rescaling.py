@@ -151,6 +151,9 @@ def dominating_diagonal(matrix: Array, *, num_iters: int = 1, log_q: Array | Non
     """
     _check_matrix(matrix, num_iters)
     rows, cols = matrix.shape[-2:]
+    scale = power_of_two(jnp.max(jnp.abs(matrix), axis=(-2, -1), keepdims=True))
+    matrix = matrix / scale
+    unscale = jnp.squeeze(scale, -1)  # twice, since its square may overflow
     weights = positive_weights(log_q, matrix.shape[:-2] + (cols,), matrix.dtype)
     size = lax.stop_gradient(jnp.abs(matrix))
     length = min(rows, BLOCK) + -(-rows // BLOCK) + cols + 16
@@ -158,14 +161,14 @@ def dominating_diagonal(matrix: Array, *, num_iters: int = 1, log_q: Array | Non
         row_sums = _abs_gram_sums(matrix, weights)
         spread = einsum("...nm,...n->...m", size, einsum("...nm,...m->...n", size, weights))
         error = 2 * gamma(length, matrix.dtype) * spread
-        return _add_error(row_sums, error, weights, rows * cols)
+        return _add_error(row_sums, error, weights, rows * cols) * unscale * unscale
     norm = jnp.sqrt(jnp.sum(jnp.square(size), axis=(-2, -1)))  # only multiplies an error term
     powers = _Powers(contract(matrix, matrix), gamma(length, matrix.dtype) * jnp.square(norm) * 2)
     for _ in range(num_iters - 1):
         powers = powers.square(lambda g: matmul(g, g), lambda g: _frobenius(g, (-2, -1)), 0)
     symmetric = (powers.value + _transpose(powers.value)) / 2
     row_sums = einsum("...ij,...j->...i", safe_abs(symmetric), weights)
-    return powers.unwind(row_sums, weights, rows * cols)
+    return powers.unwind(row_sums, weights, rows * cols) * unscale * unscale
 
 
 @functools.partial(jax.jit, static_argnames="num_iters")
@@ -193,6 +196,8 @@ def conv_dominating_diagonal(
     _checks.integer(1, num_iters=num_iters)
     *window, rows, cols = kernel.shape
     taps = math.prod(window)
+    scale = power_of_two(jnp.max(jnp.abs(kernel)))
+    kernel = kernel / scale
     weights = positive_weights(log_q, (cols,), kernel.dtype)
     size = lax.stop_gradient(jnp.abs(kernel)).reshape(taps, rows, cols).sum(0)
     length = rows + math.prod(2 * k - 1 for k in window) + cols + taps + 16
@@ -200,14 +205,15 @@ def conv_dominating_diagonal(
         row_sums = _abs_sums(autocorrelation(kernel), weights)
         spread = einsum("nm,n->m", size, einsum("nm,m->n", size, weights))
         error = 2 * gamma(length, kernel.dtype) * spread
-        return _add_error(row_sums, error, weights, taps * kernel.size)
+        return _add_error(row_sums, error, weights, taps * kernel.size) * scale * scale
     norm = _tap_norm(kernel)
     powers = _Powers(autocorrelation(kernel), gamma(length, kernel.dtype) * jnp.square(norm) * 2)
     for _ in range(num_iters - 1):
         powers = powers.square(autocorrelation, _tap_norm, len(window))
     lags = tuple(range(len(window)))
     symmetric = (powers.value + _transpose(jnp.flip(powers.value, lags))) / 2
-    return powers.unwind(_abs_sums(symmetric, weights), weights, taps * kernel.size)
+    t = powers.unwind(_abs_sums(symmetric, weights), weights, taps * kernel.size)
+    return t * scale * scale
 
 
 def autocorrelation(kernel: Array) -> Array:

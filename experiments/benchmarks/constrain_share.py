@@ -1,0 +1,85 @@
+"""How much of a training step the constraint of the weights takes.
+
+command: python -m experiments.benchmarks.constrain_share [--size S] [--batch-size 256] [--out FILE]
+
+Times, in one process and in turn: the whole step (constraint, forward, backward, pull-back of the
+gradient through the constraint), the same without the constraint (weights as parameters), and
+the constraint with its pull-back alone. Writes the medians as JSON.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments import config as configs
+from experiments import setup
+from experiments.loops.supervised import Batch
+from lipjax import nn, selfcheck
+from lipjax.models import SIZES, LipschitzConvNet
+
+
+def main(arguments=None) -> dict:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", default="S", choices=sorted(SIZES))
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out")
+    args = parser.parse_args(arguments)
+    model = LipschitzConvNet(args.size, rngs=nnx.Rngs(0))
+    loss_fn = setup.loss(configs.load("cifar10_s"))
+    key = jax.random.key(0)
+    images = jax.random.uniform(key, (args.batch_size, *model.config.image_shape))
+    labels = jax.random.randint(key, (args.batch_size,), 0, 10, jnp.int32)
+    batch = Batch(images, labels)
+
+    def whole(model, batch):
+        weights, pull = jax.vjp(nn.constrain, model)
+        gradient = jax.grad(lambda w: loss_fn(w, batch, key)[0])(weights)
+        return pull(gradient)[0]
+
+    def unconstrained(weights, batch):
+        return jax.grad(lambda w: loss_fn(w, batch, key)[0])(weights)
+
+    def constraint(model, batch):
+        del batch
+        weights, pull = jax.vjp(nn.constrain, model)
+        return pull(weights)[0]
+
+    weights = jax.jit(nn.constrain)(model)
+    programs = {
+        "whole_step": (jax.jit(whole), model),
+        "without_constraint": (jax.jit(unconstrained), weights),
+        "constraint_alone": (jax.jit(constraint), model),
+    }
+    seconds = {name: [] for name in programs}
+    for name, (program, argument) in programs.items():
+        jax.block_until_ready(program(argument, batch))
+    for _ in range(args.repeats):
+        for name, (program, argument) in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program(argument, batch))
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    report = {
+        "size": args.size,
+        "batch_size": args.batch_size,
+        "median_seconds": medians,
+        "share_of_step": 1 - medians["without_constraint"] / medians["whole_step"],
+        "images_per_second": args.batch_size / medians["whole_step"],
+        "platform": selfcheck.describe_platform(),
+    }
+    print(json.dumps(report, indent=1))
+    if args.out:
+        with open(args.out, "w") as file:
+            json.dump(report, file, indent=1)
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""CIFAR-10 with the published S network and recipe (Araujo et al. 2023).
+
+command: python -m experiments.train cifar10_s --data-dir DIR && python -m experiments.certify runs/cifar10_s --data-dir DIR
+"""
+
+from experiments.config import RunConfig
+from lipjax.models import SIZES
+
+CONFIG = RunConfig(
+    data="cifar10",
+    model=SIZES["S"],
+    epochs=1000,
+    batch_size=256,
+    learning_rate=0.01,
+    betas=(0.5, 0.9),
+    offset=2.1213203,  # 3 sqrt(2) / 2
+    temperature=0.25,
+    crop=4,
+    flip=True,
+    jitter=(0.1, 0.5, 0.3, 0.02),
+    checkpoint_every=1000,
+    attack_images=1000,
+)

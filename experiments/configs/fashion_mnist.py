@@ -1,0 +1,21 @@
+"""Fashion-MNIST with a small convolutional SLL network.
+
+command: python -m experiments.train fashion_mnist --data-dir DIR && python -m experiments.certify runs/fashion_mnist --data-dir DIR
+"""
+
+import dataclasses
+
+from experiments.config import RunConfig
+from lipjax.models import SIZES
+
+CONFIG = RunConfig(
+    data="fashion_mnist",
+    model=dataclasses.replace(SIZES["mnist"], mean=(0.286,)),
+    epochs=10,
+    batch_size=256,
+    learning_rate=0.005,
+    offset=0.9,
+    temperature=0.25,
+    checkpoint_every=1000,
+    radii=(36 / 255, 0.5, 1.0, 1.58),
+)

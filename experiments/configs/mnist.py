@@ -1,0 +1,21 @@
+"""MNIST with a small convolutional SLL network.
+
+command: python -m experiments.train mnist --data-dir DIR && python -m experiments.certify runs/mnist --data-dir DIR
+"""
+
+import dataclasses
+
+from experiments.config import RunConfig
+from lipjax.models import SIZES
+
+CONFIG = RunConfig(
+    data="mnist",
+    model=dataclasses.replace(SIZES["mnist"], mean=(0.1307,)),
+    epochs=8,
+    batch_size=256,
+    learning_rate=0.005,
+    offset=1.6,
+    temperature=0.25,
+    checkpoint_every=1000,
+    radii=(36 / 255, 0.5, 1.0, 1.58),
+)

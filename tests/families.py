@@ -1,0 +1,251 @@
+"""The families: one row buys a layer, a bound or a certificate every test of its family.
+
+The tests are in soundness_test, transforms_test, lowering_test and sharding_test.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lipjax import margin
+from lipjax.layers import aol, cpl, lmi, sll
+from lipjax.spectral import conv_gram_iteration, conv_rescale, gram_iteration, rescale
+from tests import oracles
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A 1-Lipschitz layer.
+
+    Attributes:
+        name: What the test is called.
+        init: `key -> params`.
+        constrain: `params -> weights`.
+        freeze: The same, for evaluation.
+        apply: `(weights, x) -> y` for one example.
+        bound: `weights -> Bound`.
+        shape: Shape of one example.
+        matrices: `weights -> lmi.Matrices` for residual layers.
+        broken: `weights -> weights` that are wrong in the way the layer could be: the negative
+            control, which every soundness test must catch.
+        activation: Whether `apply` takes `activation=`.
+        tight: The largest Jacobian norm for orthonormal kernels is at least this.
+    """
+
+    name: str
+    init: Callable
+    constrain: Callable
+    freeze: Callable
+    apply: Callable
+    bound: Callable
+    shape: tuple[int, ...]
+    matrices: Callable | None
+    broken: Callable
+    activation: bool = True
+    tight: float = 0.99
+
+
+def _longer_step(weights):
+    """A T that is too small, as an underestimated norm or a misplaced epsilon gives."""
+    return weights._replace(step=weights.step * 1.5)
+
+
+def _larger_kernel(weights):
+    return weights._replace(kernel=weights.kernel * 1.1)
+
+
+def _residual(name, module, *, conv, padding="zero"):
+    if conv:
+        apply = functools.partial(module.apply_conv, padding=padding)
+        return Layer(
+            name, lambda key: module.init_conv(key, 3, 4), module.constrain_conv,
+            module.freeze_conv, apply, module.bound, (5, 6, 3),
+            functools.partial(lmi.of_conv, input_size=(3, 4), padding=padding), _longer_step,
+        )
+    return Layer(
+        name, lambda key: module.init_dense(key, 10, 7), module.constrain_dense,
+        module.freeze_dense, module.apply_dense, module.bound, (10,), lmi.of_dense, _longer_step,
+    )
+
+
+LAYERS = [
+    _residual("sll_dense", sll, conv=False),
+    _residual("sll_conv", sll, conv=True),
+    _residual("sll_conv_circular", sll, conv=True, padding="circular"),
+    _residual("cpl_dense", cpl, conv=False),
+    _residual("cpl_conv", cpl, conv=True),
+    Layer(
+        "aol_dense", lambda key: aol.init_dense(key, 10, 7), aol.constrain_dense,
+        aol.freeze_dense, aol.apply_dense, aol.bound, (10,), None, _larger_kernel, False,
+    ),
+    Layer(
+        "aol_dense_wide", lambda key: aol.init_dense(key, 6, 9), aol.constrain_dense,
+        aol.freeze_dense, aol.apply_dense, aol.bound, (6,), None, _larger_kernel, False,
+    ),
+    Layer(
+        "aol_conv", lambda key: aol.init_conv(key, 3, 4), aol.constrain_conv,
+        aol.freeze_conv, aol.apply_conv, aol.bound, (5, 6, 3), None, _larger_kernel, False,
+    ),
+    Layer(
+        "aol_conv_strided", lambda key: aol.init_conv(key, 4, 3), aol.constrain_conv,
+        aol.freeze_conv, functools.partial(aol.apply_conv, strides=2, padding="circular"),
+        aol.bound, (4, 6, 4), None, _larger_kernel, False,
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class UpperBound:
+    """A function of one array that is never below a truth about it.
+
+    Attributes:
+        name: What the test is called.
+        fn: `array -> float[]`.
+        truth: `array -> float`, exact, in float64.
+        shape: Shape of one array.
+        factor: For Gaussian arrays `fn` is at most this times the truth.
+        broken: A wrong version that must be caught below the truth.
+    """
+
+    name: str
+    fn: Callable
+    truth: Callable
+    shape: tuple[int, ...]
+    factor: float
+    broken: Callable
+
+
+def _conv(padding, size, factor, **options):
+    def fn(kernel):
+        return conv_gram_iteration(
+            kernel, padding=padding, input_size=None if padding == "any" else size, num_iters=5,
+            **options,
+        )
+
+    actual = "circular" if padding == "any" else padding
+
+    def truth(kernel):
+        return oracles.norm(oracles.conv_matrix(kernel, size, padding=actual, **options))
+
+    def broken(kernel):  # the norm of the reshaped kernel, which many libraries take
+        return jnp.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), ord=2)
+
+    name = f"conv_gram_iteration_{padding}" + "".join(f"_{k}" for k in options)
+    return UpperBound(name, fn, truth, (3, 3, 2, 2), factor, broken)
+
+
+def _power_iteration(matrix):
+    """Ten steps of power iteration: an estimate from below."""
+    v = jnp.ones(matrix.shape[-1], matrix.dtype)
+    for _ in range(10):
+        v = matrix.T @ (matrix @ v)
+        v = v / jnp.linalg.norm(v)
+    return jnp.linalg.norm(matrix @ v)
+
+
+BOUNDS = [
+    UpperBound(
+        "gram_iteration", gram_iteration, oracles.norm, (12, 9), 1.01, _power_iteration
+    ),
+    _conv("circular", 6, 1.01),
+    _conv("zero", 6, 1.2),
+    _conv("any", 12, 1.1),
+    _conv("zero", 6, 1.6, strides=2),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contraction:
+    """A function of one array whose result has norm at most 1.
+
+    Attributes as in `UpperBound`; `norm` is that of the result.
+    """
+
+    name: str
+    fn: Callable
+    norm: Callable
+    shape: tuple[int, ...]
+    factor: float
+    broken: Callable
+
+
+def _conv_norm(kernel):
+    return oracles.norm(oracles.conv_matrix(kernel, 6, padding="circular"))
+
+
+CONTRACTIONS = [
+    Contraction(
+        "rescale", rescale, oracles.norm, (12, 9), 1.7,
+        lambda w: w / jnp.sqrt(jnp.sum(jnp.square(w), 0, keepdims=True)),
+    ),
+    Contraction(
+        "rescale_3", functools.partial(rescale, num_iters=3), oracles.norm, (9, 12), 1.2,
+        lambda w: w / _power_iteration(w),
+    ),
+    Contraction(
+        "conv_rescale", conv_rescale, _conv_norm, (3, 3, 2, 3), 2.2,
+        lambda k: k / jnp.linalg.norm(k.reshape(-1, k.shape[-1]), ord=2),
+    ),
+]
+
+
+def by_name(rows):
+    """Parameters of `pytest.mark.parametrize`."""
+    import pytest
+
+    return [pytest.param(row, id=row.name) for row in rows]
+
+
+def isometry(shape):
+    """A kernel whose layer is as far as possible from a contraction: orthonormal, in one tap."""
+    rng = np.random.default_rng(3)
+    rows, cols = shape[-2:]
+    matrix = np.linalg.qr(rng.normal(size=(max(rows, cols), min(rows, cols))))[0]
+    kernel = np.zeros(shape, np.float32)
+    kernel[tuple((k - 1) // 2 for k in shape[:-2])] = matrix if rows >= cols else matrix.T
+    return kernel[None]
+
+
+def arrays(shape, count=24):
+    """Arrays of one shape that have broken bounds before: random, structured and degenerate."""
+    rng = np.random.default_rng(0)
+    rows, cols = int(np.prod(shape[:-1])), shape[-1]
+    base = rng.normal(size=(rows, cols))
+    q = np.linalg.qr(base if rows >= cols else base.T)[0]
+    q = q if rows >= cols else q.T
+    special = [
+        q,  # repeated singular values
+        np.outer(base[:, 0], base[0]),
+        np.ones((rows, cols)),
+        np.eye(rows, cols),
+        base * (np.arange(cols) > 0),  # a zero column
+        base * 10.0 ** -np.arange(cols),
+        base * 1e-30,
+        base * 1e30,
+        base * 1e-42,
+        np.zeros((rows, cols)),
+        q + 1e-3 * base,
+        np.abs(base),
+    ]
+    random = list(rng.normal(size=(count - len(special), rows, cols)))
+    return np.stack(special + random).reshape(count, *shape).astype(np.float32)
+
+
+def params_like(layer, arrays_of):
+    """Parameters of a layer with each of a stack of kernels in place of its own."""
+    params = layer.init(jax.random.key(0))
+    kernels = arrays_of(params.kernel.shape)
+    count = len(kernels)
+    stacked = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), params)
+    return stacked._replace(kernel=jnp.asarray(kernels))
+
+
+CERTIFICATES = [
+    ("margin.radius", lambda logits, h: margin.radius(logits, 0, lipschitz=1.0, head=h)),
+    ("margin.certify", lambda logits, h: margin.certify(logits, lipschitz=1.0, head=h).radius),
+]
+

@@ -1,0 +1,166 @@
+"""Every bound is one, every layer is 1-Lipschitz, and every wrong version is caught."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipjax.attacks import lipschitz_lower_bound
+from lipjax.layers import activations, lmi
+from tests import families, oracles
+
+
+def jacobian_norm(layer, weights, x):
+    """The norm of the layer's Jacobian at x, in float64."""
+    with jax.enable_x64(True):
+        weights, x = jax.tree.map(lambda a: np.asarray(a, np.float64), (weights, x))
+        jacobian = jax.jit(jax.jacobian(lambda x: layer.apply(weights, x)))(x)
+    size = int(np.prod(layer.shape))
+    return oracles.norm(np.asarray(jacobian).reshape(-1, size))
+
+
+@pytest.mark.parametrize("row", families.by_name(families.BOUNDS))
+class TestUpperBounds:
+    def test_never_below_the_truth(self, row):
+        arrays = families.arrays(row.shape)
+        truth = np.array([row.truth(a) for a in arrays])
+        bounds = np.asarray(jax.vmap(row.fn)(arrays), np.float64)
+        assert (truth <= bounds).all(), np.flatnonzero(truth > bounds)
+
+    def test_within_the_stated_factor(self, row):
+        arrays = families.arrays(row.shape)[-8:]
+        truth = np.array([row.truth(a) for a in arrays])
+        assert (np.asarray(jax.vmap(row.fn)(arrays)) <= row.factor * truth).all()
+
+    def test_negative_control(self, row):
+        arrays = families.arrays(row.shape)[-8:]
+        wrong = np.array([float(row.broken(jnp.asarray(a))) for a in arrays])
+        assert (wrong < np.array([row.truth(a) for a in arrays])).any()
+
+
+@pytest.mark.parametrize("row", families.by_name(families.CONTRACTIONS))
+class TestContractions:
+    def test_norm_at_most_one(self, row):
+        for result in np.asarray(jax.vmap(row.fn)(families.arrays(row.shape))):
+            assert row.norm(result) <= 1
+
+    def test_within_the_stated_factor(self, row):
+        for result in np.asarray(jax.vmap(row.fn)(families.arrays(row.shape)[-8:])):
+            assert row.norm(result) >= 1 / row.factor
+
+    def test_negative_control(self, row):
+        arrays = families.arrays(row.shape)[-8:]
+        assert max(row.norm(np.asarray(row.broken(jnp.asarray(a)))) for a in arrays) > 1
+
+
+@pytest.mark.parametrize("layer", families.by_name(families.LAYERS))
+class TestLayers:
+    def points(self, layer, count=6):
+        return np.random.default_rng(1).normal(size=(count, *layer.shape)).astype(np.float32)
+
+    def test_jacobian_at_most_one_for_every_kernel(self, layer):
+        params = families.params_like(layer, families.arrays)
+        weights = jax.vmap(layer.constrain)(params)
+        points = self.points(layer, len(params.kernel))
+        jacobians = jax.jit(jax.vmap(jax.jacobian(layer.apply, argnums=1)))(weights, points)
+        matrices = np.asarray(jacobians, np.float64).reshape(len(points), -1, points[0].size)
+        assert oracles.singular_values(matrices).max() <= 1 + 1e-5
+
+    def test_jacobian_at_most_one_where_it_is_largest(self, layer, seeded_key):
+        weights = layer.constrain(layer.init(seeded_key))
+        found = lipschitz_lower_bound(
+            seeded_key, jax.tree_util.Partial(jax.vmap(layer.apply, (None, 0)), weights),
+            self.points(layer), num_ascent_steps=10,
+        )
+        assert found.kind == "lower" and 0.1 < float(found.value) <= 1 + 1e-5
+
+    def test_negative_control_jacobian(self, layer):
+        weights = layer.broken(layer.constrain(self.orthonormal(layer)))
+        assert max(jacobian_norm(layer, weights, x) for x in 100 * self.points(layer)) > 1.02
+
+    def orthonormal(self, layer):
+        return jax.tree.map(lambda a: a[0], families.params_like(layer, families.isometry))
+
+    def test_tight_for_orthonormal_kernels(self, layer):
+        weights = layer.constrain(self.orthonormal(layer))
+        assert max(jacobian_norm(layer, weights, x) for x in self.points(layer)) >= layer.tight
+
+    def test_bound_is_proved_and_at_most_one(self, layer):
+        params = families.params_like(layer, families.arrays)
+        for i in (0, 1, 4, 6, 7, 9, -1):
+            one = jax.tree.map(lambda leaf: leaf[i], params)  # noqa: B023
+            for weights in (layer.constrain(one), layer.freeze(one)):
+                bound = layer.bound(weights)
+                assert bound.kind == "upper" and 0 <= bound.value <= 1 + 1e-6
+
+    def test_bound_of_wrong_weights_says_so(self, layer):
+        weights = layer.broken(layer.constrain(self.orthonormal(layer)))
+        bound = layer.bound(weights).value
+        measured = max(jacobian_norm(layer, weights, x) for x in 100 * self.points(layer))
+        assert 1.02 < measured <= bound
+
+    def test_bound_of_nan_weights_is_no_number(self, layer):
+        weights = layer.constrain(layer.init(jax.random.key(0)))
+        weights = weights._replace(kernel=weights.kernel.at[..., 0, 0].set(jnp.nan))
+        assert layer.bound(weights).value == np.inf
+
+    def test_frozen_is_the_same_function(self, layer):
+        params = layer.init(jax.random.key(0))
+        x = self.points(layer)[0]
+        a, b = (layer.apply(make(params), x) for make in (layer.constrain, layer.freeze))
+        np.testing.assert_allclose(a, b, atol=2e-2)
+
+    def test_smallest_eigenvalue_of_the_condition(self, layer):
+        if layer.matrices is None:
+            return
+        params = families.params_like(layer, families.arrays)
+        for i in (0, 1, 2, 4, 5, 11, -1):
+            one = jax.tree.map(lambda leaf: leaf[i], params)  # noqa: B023
+            for make in (layer.constrain, layer.freeze):
+                assert smallest_eigenvalue(layer, make(one)) >= -1e-9
+
+    def test_negative_control_smallest_eigenvalue(self, layer):
+        if layer.matrices is None:
+            return
+        weights = layer.broken(layer.constrain(self.orthonormal(layer)))
+        assert smallest_eigenvalue(layer, weights) < -1e-3
+
+    @pytest.mark.parametrize("name", ["leaky_relu", "tanh", "sigmoid", "elu", "softplus", "selu"])
+    def test_every_admissible_activation(self, layer, name):
+        if not layer.activation or len(layer.shape) > 1:
+            return
+        weights = layer.constrain(layer.init(jax.random.key(2)))
+        for scale in (0.1, 3.0):
+            norms = [
+                oracles.norm(np.asarray(jax.jacobian(
+                    lambda x: layer.apply(weights, x, activation=name))(x)))
+                for x in scale * self.points(layer, 4)
+            ]
+            assert max(norms) <= 1 + 1e-5
+
+    @pytest.mark.parametrize("name", ["abs", "max_min", "group_sort", "gelu", "silu"])
+    def test_others_are_refused_with_the_reason(self, layer, name):
+        if not layer.activation:
+            return
+        weights = layer.constrain(layer.init(jax.random.key(2)))
+        with pytest.raises(ValueError, match=f"{name}.*(mixes channels|slope goes down)"):
+            layer.apply(weights, self.points(layer)[0], activation=name)
+
+    def test_refusing_is_right(self, layer):
+        """With a forbidden activation declared admissible, the layer does expand."""
+        if not layer.activation or len(layer.shape) > 1:
+            return
+        cheat = activations.Activation("cheat", jnp.abs, (0.0, 1.0))
+        weights = layer.constrain(self.orthonormal(layer))
+        norms = [
+            oracles.norm(np.asarray(jax.jacobian(
+                lambda x: layer.apply(weights, x, activation=cheat))(x)))
+            for x in self.points(layer)
+        ]
+        assert max(norms) > 1.5
+
+
+def smallest_eigenvalue(layer, weights):
+    with jax.enable_x64(True):
+        weights = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), weights)
+        return float(jnp.linalg.eigvalsh(lmi.residual(*layer.matrices(weights))).min())
