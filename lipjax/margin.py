@@ -88,10 +88,13 @@ def radius(
     # since subtraction of floats is exact there; otherwise it is relative to the result.
     lead = round_down(gaps - 2 * logit_error, 2)
     alive = lead > 0
-    # A constant of 0 means that this pair never changes places.
+    # A constant of 0 means that this pair never changes places; inf over inf proves nothing.
     distance = jnp.where(pairs > 0, lead / jnp.where(pairs > 0, pairs, 1), jnp.inf)
+    distance = jnp.where(jnp.isnan(distance), 0, distance)
+    distance = jnp.where(jnp.arange(logits.shape[0]) == label, jnp.inf, distance)
     smallest = jnp.min(jnp.where(alive, distance, 0))
     bad = jnp.isnan(logits).any() | jnp.isnan(pairs).any() | ~_in_range(logits, label)
+    bad = bad | ~jnp.isfinite(constant)
     bad = bad | jnp.isinf(logits[jnp.clip(label, 0, logits.shape[0] - 1)])
     return jnp.where(bad, 0, jnp.maximum(round_down(smallest, 3), 0))
 

@@ -201,4 +201,5 @@ def _roundings(d: int, norm: str) -> int:
 
 
 def diameter(d: int, bounds, norm: str):
+    """Largest distance between two points of the box in `d` dimensions."""
     return (bounds[1] - bounds[0]) * (d**0.5 if norm == "l2" else 1.0)

@@ -127,6 +127,8 @@ def _squared_norm(kernel, log_q, step):
     t = diagonal(kernel, log_q=log_q)
     quick = jnp.max(jnp.where(t > 0, t * scale, 0)) * (1 + 1e-14)
     quick = jnp.where(jnp.isnan(t * scale).any(), jnp.inf, quick)
+    if float(jnp.min(scale)) < 0:  # no diagonal T at all
+        return jnp.inf
     if float(quick) <= PROVED:
         return quick
     scaled = kernel * jnp.broadcast_to(jnp.sqrt(scale), kernel.shape)

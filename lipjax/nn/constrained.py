@@ -25,7 +25,7 @@ class Constrained(nnx.Module):
     """
 
     def __init__(self, params):
-        self.params = nnx.Param(params)
+        self.free = nnx.Param(params)
         self.explicit = nnx.data(None)
 
     def __call__(self, x: Array) -> Array:
@@ -36,7 +36,7 @@ class Constrained(nnx.Module):
         """The weights, made of the parameters if they are not there yet."""
         if self.explicit is not None:
             return self.explicit.get_value()
-        return self.constrain(self.params.get_value())
+        return self.constrain(self.free.get_value())
 
     def bound(self) -> Bound:
         """Upper bound on the layer's l2 Lipschitz constant, proved in float64 on the host."""
@@ -44,7 +44,7 @@ class Constrained(nnx.Module):
 
     def _set(self, weights) -> None:
         self.explicit = Weights(weights)
-        self.params = None
+        self.free = None
 
 
 def constrain(module: nnx.Module) -> nnx.Module:
@@ -53,7 +53,7 @@ def constrain(module: nnx.Module) -> nnx.Module:
     Use it as the `constrain` of `lipjax.training.make_step`: the constraint is then computed once
     per step, and its gradient pulled back once, however many micro-batches there are.
     """
-    return _with_weights(module, lambda layer: layer.constrain(layer.params.get_value()))
+    return _with_weights(module, lambda layer: layer.constrain(layer.free.get_value()))
 
 
 def freeze(module: nnx.Module) -> nnx.Module:
@@ -62,13 +62,13 @@ def freeze(module: nnx.Module) -> nnx.Module:
     Weights come out on the sound side of rounding, so that bounds are as close to 1 as float32
     allows. Not for use under jit.
     """
-    return _with_weights(module, lambda layer: layer.freeze_params(layer.params.get_value()))
+    return _with_weights(module, lambda layer: layer.freeze_params(layer.free.get_value()))
 
 
 def _with_weights(module, make: Callable):
     module = nnx.clone(module)
     for _, layer in nnx.iter_modules(module):
-        if isinstance(layer, Constrained) and layer.params is not None:
+        if isinstance(layer, Constrained) and layer.free is not None:
             layer._set(make(layer))
     return module
 
@@ -106,9 +106,9 @@ class Stack(Constrained):
     ):
         _checks.integer(1, depth=depth)
         layers = [make(rngs) for _ in range(depth)]
-        super().__init__(_stack([layer.params.get_value() for layer in layers]))
+        super().__init__(_stack([layer.free.get_value() for layer in layers]))
         self.layer = layers[0]
-        self.layer.params = None
+        self.layer.free = None
         self.depth = depth
         self.between = between
         self.unroll = unroll

@@ -1,0 +1,104 @@
+"""The rules of the house, as tests: names, imports, docstrings, pins."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lipjax
+
+ROOT = Path(__file__).parents[1]
+MODULES = [
+    m.name for m in pkgutil.walk_packages(lipjax.__path__, "lipjax.") if "._" not in m.name
+]
+FLOORS = [
+    {"typing", "_checks", "_numerics"},
+    {"spectral", "sharding", "data"},
+    {"layers", "margin", "smoothing", "attacks", "curvature", "token_mixing", "quantization"},
+    {"training", "highway_bp", "forward_only"},
+    {"nn"},
+    {"models"},
+]
+NEW_NAMES = {"selfcheck"}  # stands beside the floors and imports none
+
+
+def floor(part):
+    return next((i for i, names in enumerate(FLOORS) if part in names), None)
+
+
+def sources():
+    return sorted((ROOT / "lipjax").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    part = path.relative_to(ROOT / "lipjax").parts[0].removesuffix(".py")
+    here = floor(part)
+    if here is None:
+        assert part in NEW_NAMES | {"__init__"}
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module == "lipjax":
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lipjax."):
+            names = [node.module.split(".")[1]]
+        for name in names:
+            there = floor(name)
+            assert there is not None and (there < here or name == part), f"{part} imports {name}"
+
+
+def public_functions():
+    seen = set()
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for attribute, value in vars(module).items():
+            inner = inspect.unwrap(value) if callable(value) else value
+            if attribute.startswith("_") or not inspect.isfunction(inner):
+                continue
+            if getattr(inner, "__module__", "").startswith("lipjax") and inner not in seen:
+                seen.add(inner)
+                yield pytest.param(inner, id=f"{inner.__module__}.{inner.__name__}")
+
+
+@pytest.mark.parametrize("fn", list(public_functions()))
+def test_public_functions_have_docstrings_and_field_names(fn):
+    assert fn.__doc__, "no docstring"
+    names = list(inspect.signature(fn).parameters)
+    assert "rng" not in names and "seed_key" not in names
+    if "key" in names:
+        assert names[0] == "key", "key comes first"
+
+
+def test_import_is_light():
+    code = (
+        "import sys, lipjax; heavy = {'scipy.stats', 'flax', 'orbax', 'optax', 'sklearn', "
+        "'matplotlib', 'rich'} & set(sys.modules); print(*sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout.strip(), done.stdout + done.stderr
+
+
+def test_constraints_hold_names_and_versions_alone():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert pins and not any("://" in line or "@" in line for line in pins)
+    assert all(re.match(r"[\w.-]+==[\w.+!]+( ;.*)?$", line) for line in pins)
+
+
+def test_every_module_has_its_mirrored_test():
+    missing = []
+    for path in sources():
+        relative = path.relative_to(ROOT / "lipjax")
+        if relative.name.startswith("_"):
+            continue
+        mirrored = ROOT / "tests" / relative.parent / f"{relative.stem}_test.py"
+        if not mirrored.exists():
+            missing.append(str(relative))
+    assert not missing

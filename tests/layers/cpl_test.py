@@ -1,0 +1,72 @@
+"""What is particular to CPL: the step is twice the inverse squared norm, from above."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lipjax.layers import cpl, sll
+from tests import oracles
+
+RNG = np.random.default_rng(0)
+
+
+def test_step_is_two_over_the_squared_norm_and_never_more():
+    kernels = RNG.normal(size=(50, 12, 8)).astype(np.float32)
+    params = cpl.Params(kernels, np.zeros((50, 8), np.float32))
+    steps = jax.vmap(lambda p: cpl.constrain_dense(p, num_iters=8))(params).step
+    longest = 2 / oracles.singular_values(kernels)[:, 0] ** 2
+    assert (np.float64(steps) <= longest[:, None]).all()
+    np.testing.assert_allclose(steps, np.broadcast_to(longest[:, None], (50, 8)), rtol=2e-3)
+
+
+def test_negative_control_power_iteration_makes_it_expand():
+    """One step of power iteration, as in training code elsewhere: the layer is not 1-Lipschitz."""
+    kernel = RNG.normal(size=(12, 12)).astype(np.float32)
+    v = kernel.T @ kernel @ RNG.normal(size=12)
+    sigma = np.linalg.norm(kernel @ (v / np.linalg.norm(v)))
+    params = cpl.Params(kernel, np.full(12, 1e3, np.float32))
+    short = cpl.constrain_dense(params)._replace(step=np.full(12, 2 / sigma**2, np.float32))
+    slope = oracles.norm(jax.jacobian(lambda x: cpl.apply_dense(short, x))(jnp.zeros(12)))
+    sound = cpl.constrain_dense(params)
+    assert slope > 1.05
+    assert oracles.norm(jax.jacobian(lambda x: cpl.apply_dense(sound, x))(jnp.zeros(12))) <= 1.00001
+    assert cpl.bound(short).value >= slope
+
+
+def test_conv_step_covers_the_operator_at_every_size():
+    params = cpl.init_conv(jax.random.key(0), 2, 3)
+    step = float(cpl.constrain_conv(params).step[0])
+    for size in (3, 4, 7):
+        for padding in ("zero", "circular"):
+            norm = oracles.norm(oracles.conv_matrix(params.kernel, size, padding=padding))
+            assert step <= 2 / norm**2
+    tighter = float(cpl.constrain_conv(params, padding="zero", input_size=4).step[0])
+    assert step <= tighter <= 2 / oracles.norm(
+        oracles.conv_matrix(params.kernel, 4, padding="zero")) ** 2
+
+
+def test_equals_sll_where_both_diagonals_agree():
+    kernel = np.linalg.qr(RNG.normal(size=(9, 5)))[0].astype(np.float32)
+    a = cpl.constrain_dense(cpl.Params(kernel, jnp.zeros(5)), num_iters=10)
+    b = sll.constrain_dense(sll.Params(kernel, jnp.zeros(5), jnp.zeros(5)))
+    np.testing.assert_allclose(a.step, b.step, rtol=1e-2)
+
+
+def test_only_the_direction_of_the_kernel_matters():
+    params = cpl.init_dense(jax.random.key(0), 6, 4)
+    x = RNG.normal(size=6).astype(np.float32)
+    base = cpl.apply_dense(cpl.constrain_dense(params), x)
+    for scale in (1e-12, 1e-4, 1e6):
+        scaled = cpl.Params(*(np.float32(scale) * leaf for leaf in params))
+        np.testing.assert_allclose(
+            cpl.apply_dense(cpl.constrain_dense(scaled), x), base, rtol=1e-3, atol=1e-4
+        )
+
+
+def test_tiny_and_zero_kernels_stay_finite():
+    for scale in (0.0, 1e-42, 1e-30):
+        kernel = np.float32(scale) * np.ones((4, 3), np.float32)
+        y = cpl.apply_dense(
+            cpl.constrain_dense(cpl.Params(kernel, jnp.zeros(3))), jnp.ones(4)
+        )
+        assert np.isfinite(y).all()

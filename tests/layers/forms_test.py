@@ -1,0 +1,91 @@
+"""The two forms: exact adjoints, geometry, and what the bound of given weights says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipjax.layers import aol, forms, sll
+from lipjax.layers._convolution import adjoint, convolve
+from tests import oracles
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("padding", ["zero", "circular"])
+@pytest.mark.parametrize("window,size,strides", [
+    ((3, 3), (5, 6), 1), ((2, 2), (5, 4), 1), ((4, 1), (6, 5), 1), ((5, 3), (4, 4), 2),
+    ((3,), (7,), 1), ((2, 3, 2), (3, 4, 3), 1), ((3, 3), (2, 2), 1),
+])
+def test_adjoint_identity(window, size, strides, padding):
+    kernel = RNG.normal(size=(*window, 2, 3)).astype(np.float32)
+    x = RNG.normal(size=(2, *size, 2)).astype(np.float32)
+    image = convolve(x, kernel, padding=padding, strides=strides)
+    y = RNG.normal(size=image.shape).astype(np.float32)
+    back = adjoint(y, kernel, size, padding=padding, strides=strides)
+    np.testing.assert_allclose(np.vdot(image, y), np.vdot(x, back), rtol=1e-4, atol=1e-4)
+
+
+def test_negative_control_flipped_kernel_is_no_adjoint_for_even_windows():
+    """What works for odd windows, a convolution with the flipped kernel, fails for even ones."""
+    kernel = RNG.normal(size=(2, 2, 1, 1)).astype(np.float32)
+    y = RNG.normal(size=(1, 5, 5, 1)).astype(np.float32)
+    flipped = convolve(y, kernel[::-1, ::-1], padding="zero")
+    assert np.abs(flipped - adjoint(y, kernel, (5, 5))).max() > 0.1
+
+
+def test_convolution_matches_the_written_out_operator():
+    kernel = RNG.normal(size=(3, 2, 2, 3)).astype(np.float32)
+    for padding in ("zero", "circular"):
+        matrix = oracles.conv_matrix(kernel, (4, 5), padding=padding)
+        x = RNG.normal(size=(4, 5, 2)).astype(np.float32)
+        y = np.asarray(convolve(x, kernel, padding=padding)).reshape(-1)
+        truth = oracles.singular_values(matrix)
+        assert y.shape[0] == matrix.shape[1] and truth.max() > 0
+        if padding == "zero":
+            np.testing.assert_allclose(y, x.reshape(-1) @ matrix, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", ["reflect", "replicate", "symmetric", "edge", "same"])
+def test_expanding_paddings_are_refused_with_the_reason(padding):
+    weights = sll.constrain_conv(sll.init_conv(jax.random.key(0), 2, 3))
+    with pytest.raises(ValueError, match=f"padding is '{padding}'.*no longer be 1-Lipschitz"):
+        sll.apply_conv(weights, jnp.ones((4, 4, 2)), padding=padding)
+
+
+def test_epsilon_on_the_wrong_side_is_seen_by_the_bound():
+    """A published layer added an epsilon to one factor alone and expanded up to 200 times."""
+    kernel = np.linalg.qr(RNG.normal(size=(8, 8)))[0].astype(np.float32)
+    q, eps = np.full(8, 1e-8, np.float32), 1e-6
+    gram = np.abs(kernel.T @ kernel)
+    t = (gram * (q[None, :] / (np.abs(q[:, None]) + eps))).sum(1)
+    wrong = forms.Residual(kernel, np.zeros(8, np.float32), (2 / t).astype(np.float32),
+                           np.zeros(8, np.float32))
+    x = 1e3 * RNG.normal(size=8).astype(np.float32)
+    slope = oracles.norm(np.asarray(jax.jacobian(lambda x: sll.apply_dense(wrong, x))(x)))
+    assert slope > 50 and forms.residual_bound(wrong).value >= slope
+
+
+def test_bound_of_a_hand_made_linear_layer():
+    kernel = RNG.normal(size=(6, 4)).astype(np.float32)
+    weights = forms.Linear(kernel, np.zeros(4, np.float32), np.zeros(4, np.float32))
+    truth = oracles.norm(kernel)
+    assert truth <= forms.linear_bound(weights).value <= truth * 1.001
+
+
+def test_negative_steps_prove_nothing():
+    weights = sll.constrain_dense(sll.init_dense(jax.random.key(0), 4, 3))
+    wrong = weights._replace(step=-weights.step)
+    x = 100 * RNG.normal(size=(20, 4)).astype(np.float32)
+    slopes = jax.vmap(jax.jacobian(lambda x: sll.apply_dense(wrong, x)))(x)
+    assert oracles.singular_values(slopes).max() <= forms.residual_bound(wrong).value
+
+
+def test_frozen_weights_are_on_the_sound_side():
+    params = sll.init_dense(jax.random.key(0), 20, 9)
+    frozen, quick = sll.freeze_dense(params), sll.constrain_dense(params)
+    exact = np.abs(np.float64(params.kernel).T @ np.float64(params.kernel)).sum(1)
+    assert (np.float64(frozen.step) <= 2 / exact).all()
+    assert (frozen.step >= quick.step).all()
+    np.testing.assert_allclose(frozen.step, 2 / exact, rtol=1e-6)
+    assert aol.freeze_dense(aol.init_dense(jax.random.key(0), 4, 3)).kernel.dtype == jnp.float32

@@ -1,0 +1,100 @@
+"""What is particular to SLL: the weights q act, the step follows the formula, reductions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipjax.layers import cpl, sll
+
+RNG = np.random.default_rng(0)
+
+
+def params(n=12, m=8, q=0.0):
+    kernel = RNG.normal(size=(n, m)).astype(np.float32)
+    bias = RNG.normal(size=m).astype(np.float32)
+    return sll.Params(kernel, bias, np.float32(q) * RNG.normal(size=m).astype(np.float32))
+
+
+def test_step_is_the_formula():
+    p = params(q=0.7)
+    gram = np.abs(np.float64(p.kernel).T @ np.float64(p.kernel))
+    r = np.exp(np.float64(p.log_q))
+    np.testing.assert_allclose(
+        sll.constrain_dense(p).step, 2 / (gram @ r / r), rtol=2e-3
+    )
+
+
+def test_weights_act_in_convolutions_too():
+    p = sll.init_conv(jax.random.key(0), 3, 4)
+    moved = p._replace(log_q=jnp.array([1.0, -1.0, 0.5, 0.0]))
+    assert not np.allclose(sll.constrain_conv(p).step, sll.constrain_conv(moved).step, rtol=0.05)
+    gradient = jax.grad(lambda p: sll.constrain_conv(p).step.sum())(p)
+    assert np.abs(gradient.log_q).max() > 1e-3
+
+
+def test_weights_are_redundant_for_relu_and_not_for_tanh():
+    p = params(q=0.5)
+    r = np.exp(p.log_q - p.log_q.mean())
+    folded = sll.Params(p.kernel * r, p.bias * r, np.zeros_like(p.log_q))
+    x = RNG.normal(size=(5, 12)).astype(np.float32)
+    a, b = (sll.constrain_dense(q) for q in (p, folded))
+    np.testing.assert_allclose(sll.apply_dense(a, x), sll.apply_dense(b, x), atol=5e-3)
+    gap = sll.apply_dense(a, x, activation="tanh") - sll.apply_dense(b, x, activation="tanh")
+    assert np.abs(gap).max() > 0.02
+
+
+def test_orthonormal_columns_give_a_reflection():
+    kernel = np.linalg.qr(RNG.normal(size=(9, 4)))[0].astype(np.float32)
+    weights = sll.constrain_dense(sll.Params(kernel, jnp.full(4, 1e3), jnp.zeros(4)))
+    jacobian = jax.jacobian(lambda x: sll.apply_dense(weights, x))(jnp.zeros(9))
+    np.testing.assert_allclose(jacobian @ jacobian.T, np.eye(9), atol=2e-3)
+
+
+def test_perron_weights_give_a_uniform_diagonal():
+    kernel = np.abs(RNG.normal(size=(9, 5))).astype(np.float32)
+    value, vectors = np.linalg.eigh(np.float64(kernel).T @ np.float64(kernel))
+    q = np.log(np.abs(vectors[:, -1])).astype(np.float32)
+    step = sll.constrain_dense(sll.Params(kernel, jnp.zeros(5), q)).step
+    np.testing.assert_allclose(step, np.full(5, 2 / value[-1]), rtol=2e-3)
+    both = cpl.constrain_dense(cpl.Params(kernel, jnp.zeros(5)), num_iters=8)
+    np.testing.assert_allclose(step, both.step, rtol=3e-3)
+
+
+def test_pointwise_convolution_is_the_dense_layer():
+    p = params(5, 7)
+    conv = sll.Params(p.kernel[None, None], p.bias, p.log_q)
+    x = RNG.normal(size=(4, 3, 5)).astype(np.float32)
+    np.testing.assert_allclose(
+        sll.apply_conv(sll.constrain_conv(conv), x), sll.apply_dense(sll.constrain_dense(p), x),
+        atol=2e-3,
+    )
+
+
+def test_scale_of_the_parameters_does_not_matter():
+    p = params()
+    scaled = sll.Params(p.kernel * 8, p.bias * 8, p.log_q)
+    x = RNG.normal(size=12).astype(np.float32)
+    np.testing.assert_allclose(
+        sll.apply_dense(sll.constrain_dense(p), x),
+        sll.apply_dense(sll.constrain_dense(scaled), x), rtol=1e-5, atol=1e-5,
+    )
+
+
+def test_a_zero_column_is_switched_off_with_finite_gradients():
+    p = params()
+    p = p._replace(kernel=p.kernel * (np.arange(8) != 3))
+    assert sll.constrain_dense(p).step[3] == 0
+    gradient = jax.grad(lambda p: sll.apply_dense(sll.constrain_dense(p), jnp.ones(12)).sum())(p)
+    assert all(np.isfinite(leaf).all() for leaf in gradient)
+
+
+@pytest.mark.parametrize("call,word", [
+    (lambda key: sll.init_dense(key, 0, 3), "features is 0"),
+    (lambda key: sll.init_conv(key, 3, 4, kernel_size=(3, 3, 3)), "kernel_size"),
+    (lambda key: sll.init_conv(key, 3, 4, dims=4), "dims is 4"),
+    (lambda key: sll.init_conv(key, 3, 4, kernel_size=0), "kernel_size is 0"),
+])
+def test_bad_sizes_are_named(call, word):
+    with pytest.raises(ValueError, match=word):
+        call(jax.random.key(0))

@@ -1,0 +1,179 @@
+"""Certificates from margins: against exact distances, at ties, NaN, one class and attacks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipjax import margin
+from lipjax.typing import ABSTAIN, Bound
+
+RNG = np.random.default_rng(0)
+
+
+def exact_radii(features, head, bias, labels):
+    """Distance of features to the decision boundary of `features @ head + bias`, in float64."""
+    head, bias = np.float64(head), np.float64(bias)
+    logits = np.float64(features) @ head + bias
+    best = np.full(len(labels), np.inf)
+    for k in range(head.shape[1]):
+        gap = logits[np.arange(len(labels)), labels] - logits[:, k]
+        pair = np.linalg.norm(head[:, labels] - head[:, [k]], axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            best = np.where(labels == k, best, np.minimum(best, gap / pair))
+    return best
+
+
+def test_exact_for_a_linear_classifier_and_never_above():
+    head = RNG.normal(size=(12, 5)).astype(np.float32)
+    features = RNG.normal(size=(3000, 12)).astype(np.float32)
+    logits = (np.float64(features) @ np.float64(head)).astype(np.float32)
+    labels = logits.argmax(1)
+    radius = jax.vmap(lambda f, y: margin.radius(f, y, lipschitz=1.0, head=head))
+    got = np.asarray(radius(logits, labels), np.float64)
+    truth = exact_radii(features, head, np.zeros(5), labels)
+    error = 1e-6 * np.abs(logits).max()  # of the float32 logits themselves
+    assert (got <= truth + error).all()
+    np.testing.assert_allclose(got, truth, rtol=1e-4, atol=error)
+
+
+def test_rounded_down_for_the_very_logits():
+    """Logits that are exact in float32: the radius is at most the exact quotient."""
+    logits = RNG.integers(-50, 50, size=(4000, 6)).astype(np.float32) / 8
+    head = RNG.normal(size=(7, 6)).astype(np.float32)
+    labels = logits.argmax(1)
+    for constant in (1.0, 3.3, 1e-3):
+        got = jax.vmap(lambda f, y: margin.radius(f, y, lipschitz=constant, head=head))(  # noqa: B023
+            logits, labels
+        )
+        gaps = logits.astype(np.float64)
+        gaps = gaps[np.arange(len(labels)), labels][:, None] - gaps
+        wide = np.float64(head)
+        pairs = np.linalg.norm(wide[:, labels].T[:, :, None] - wide[None], axis=1) * constant
+        gaps[np.arange(len(labels)), labels] = np.inf
+        pairs[np.arange(len(labels)), labels] = 1
+        truth = np.maximum((gaps / pairs).min(1), 0)
+        assert (np.float64(got) <= truth).all()
+        np.testing.assert_allclose(got, truth, rtol=1e-4)
+
+
+def test_without_a_head_the_pair_constant_is_root_two():
+    logits = jnp.array([3.0, 1.0, 0.0])
+    got = float(margin.radius(logits, 0, lipschitz=2.0))
+    assert 0 < 2 / (2 * np.sqrt(2)) - got < 1e-5
+
+
+def test_negative_control_a_single_constant_for_pairs_would_be_wrong():
+    """A normalized head is not 1-Lipschitz: with constant 1 for each pair the radius is too large."""
+    head = np.float32([[1, -1], [0, 0]])  # opposite class vectors, distance 2
+    logits = np.float32([0.5, -0.5])  # features (0.5, 0), boundary at distance 0.5
+    wrong = (logits[0] - logits[1]) / 1.0
+    assert float(margin.radius(logits, 0, lipschitz=1.0, head=head)) <= 0.5 < wrong
+
+
+@pytest.mark.parametrize("logits,label,expected", [
+    ([1.0, 1.0, 0.0], 0, 0.0),
+    ([1.0, 1.0, 0.0], 1, 0.0),
+    ([1.0, 2.0], 0, 0.0),
+    ([np.nan, 1.0], 1, 0.0),
+    ([1.0, np.nan], 0, 0.0),
+    ([np.inf, 0.0], 0, 0.0),
+    ([np.inf, np.inf], 0, 0.0),
+    ([0.0], 0, np.inf),
+    ([0.0, -np.inf], 0, np.inf),
+])
+def test_edges(logits, label, expected):
+    assert float(margin.radius(jnp.array(logits), label, lipschitz=1.0)) == expected
+    assert float(jax.jit(margin.radius, static_argnames="lipschitz")(
+        jnp.array(logits), jnp.int32(label), lipschitz=1.0)) == expected
+
+
+def test_constant_networks_and_equal_class_vectors():
+    logits = jnp.array([1.0, 0.0])
+    assert float(margin.radius(logits, 0, lipschitz=0.0)) == np.inf
+    same = jnp.ones((3, 2))
+    assert float(margin.radius(logits, 0, lipschitz=1.0, head=same)) == np.inf
+    assert float(margin.radius(logits, 1, lipschitz=1.0, head=same)) == 0
+    assert float(margin.radius(jnp.zeros(2), 0, lipschitz=1.0, head=same)) == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_constants_that_prove_nothing(bad):
+    traced = jax.jit(lambda c: margin.radius(jnp.array([1.0, 0.0]), 0, lipschitz=c))
+    assert float(traced(jnp.float32(bad))) == 0
+    head = jnp.ones((3, 2)).at[0, 0].set(bad)
+    assert float(margin.radius(jnp.array([1.0, 0.0]), 0, lipschitz=1.0, head=head)) == 0
+
+
+def test_labels_out_of_range():
+    logits = jnp.array([1.0, 0.0])
+    with pytest.raises(ValueError, match="label is 2"):
+        margin.radius(logits, 2, lipschitz=1.0)
+    traced = jax.jit(lambda y: (margin.radius(logits, y, lipschitz=1.0), margin.margin(logits, y)))
+    for label in (-1, 2):
+        got, gap = traced(jnp.int32(label))
+        assert float(got) == 0 and np.isnan(gap)
+
+
+def test_logit_error_shrinks_the_radius_by_twice_itself():
+    logits = jnp.array([2.0, 0.0])
+    plain, careful = (
+        float(margin.radius(logits, 0, lipschitz=1.0, logit_error=e)) for e in (0.0, 0.25)
+    )
+    np.testing.assert_allclose(careful, plain * 0.75, rtol=1e-5)
+    assert float(margin.radius(logits, 0, lipschitz=1.0, logit_error=1.1)) == 0
+
+
+def test_margin():
+    logits = jnp.array([1.0, 4.0, 2.5])
+    assert float(margin.margin(logits, 1)) == 1.5
+    assert float(margin.margin(logits, 0)) == -3
+    assert float(margin.margin(jnp.array([7.0]), 0)) == np.inf
+    assert np.isnan(margin.margin(logits.at[0].set(jnp.nan), 1))
+
+
+def test_certify_predicts_and_abstains():
+    certificate = jax.vmap(lambda f: margin.certify(f, lipschitz=1.0))(
+        jnp.array([[0.0, 2.0], [1.0, 1.0], [jnp.nan, 0.0]])
+    )
+    assert certificate.prediction.tolist() == [1, 0, ABSTAIN]
+    assert certificate.prediction.dtype == jnp.int32
+    assert float(certificate.radius[0]) > 1.41 and not np.asarray(certificate.radius[1:]).any()
+
+
+@pytest.mark.parametrize("kind,fine", [
+    ("upper", True), ("exact", True), ("lower", False), ("estimate", False),
+])
+def test_only_proved_bounds_certify(kind, fine):
+    logits, bound = jnp.array([1.0, 0.0]), Bound(1.0, kind)
+    if fine:
+        assert float(margin.radius(logits, 0, lipschitz=bound)) > 0
+    else:
+        with pytest.raises(ValueError, match=f"lipschitz.*{kind}.*'upper' or 'exact'"):
+            margin.radius(logits, 0, lipschitz=bound)
+
+
+def test_certified_accuracy_is_strict_and_counts_nan_as_lost():
+    radii = jnp.array([0.5, 0.25, jnp.nan, jnp.inf, 1.0])
+    correct = jnp.array([True, True, True, True, False])
+    got = margin.certified_accuracy(radii, correct, jnp.array([0.0, 0.25, 0.5]))
+    np.testing.assert_allclose(got, [3 / 5, 2 / 5, 1 / 5])
+    assert margin.certified_accuracy(radii, correct, 0.25).shape == ()
+    assert float(margin.certified_accuracy(radii[:1], correct[:1], 0.1)) == 1
+
+
+@pytest.mark.parametrize("call,word", [
+    (lambda: margin.radius(jnp.ones((2, 3)), 0, lipschitz=1.0), "logits has shape.*jax.vmap"),
+    (lambda: margin.radius(jnp.ones(3), 0, lipschitz=-1.0), "lipschitz is -1.0"),
+    (lambda: margin.radius(jnp.ones(3), 0, lipschitz=1.0, head=jnp.ones((4, 2))), "head has shape"),
+    (lambda: margin.radius(jnp.ones(3), 0.5, lipschitz=1.0), "label has dtype"),
+    (lambda: margin.radius(jnp.ones(3, jnp.bfloat16), 0, lipschitz=1.0), "logits has dtype"),
+    (lambda: margin.radius(jnp.ones(3), 0, lipschitz=1.0, logit_error=-1.0), "logit_error"),
+    (lambda: margin.margin(jnp.ones(0), 0), "logits has shape"),
+    (lambda: margin.certified_accuracy(jnp.ones(2), jnp.ones(2), 0.1), "correct has dtype"),
+    (lambda: margin.certified_accuracy(jnp.ones(0), jnp.ones(0, bool), 0.1), "radii has shape"),
+    (lambda: margin.certified_accuracy(jnp.ones(2), jnp.ones(3, bool), 0.1), "correct has shape"),
+])
+def test_bad_input_is_named(call, word):
+    with pytest.raises(ValueError, match=word):
+        call()

@@ -1,0 +1,117 @@
+"""The networks: published sizes, bounds that hold, certificates that no attack breaks."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lipjax import margin, nn
+from lipjax.attacks import lipschitz_lower_bound, pgd
+from lipjax.models import SIZES, ConvNetConfig, LipschitzConvNet, num_parameters
+
+SMALL = ConvNetConfig(
+    image_shape=(8, 8, 2), num_classes=4, conv_depth=2, conv_width=6, conv_hidden=3, pool=2,
+    dense_depth=2, dense_hidden=16, mean=(0.3, 0.5),
+)
+
+
+@pytest.mark.parametrize("name,millions", [("S", 41.4), ("M", 78.8), ("L", 118.3), ("XL", 236.4)])
+def test_published_sizes(name, millions):
+    assert round(num_parameters(name) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("layer", ["sll", "cpl", "aol"])
+def test_bounds_hold_and_are_one(layer):
+    model = LipschitzConvNet(dataclasses.replace(SMALL, layer=layer), rngs=nnx.Rngs(0))
+    frozen = nn.freeze(model)
+    x = jax.random.uniform(jax.random.key(0), (8, 8, 8, 2))
+    features, logits = frozen.feature_bound(), frozen.bound()
+    assert features.kind == logits.kind == "upper"
+    assert features.value <= 1 + 1e-5 and 1 <= logits.value <= 2
+    key = jax.random.key(1)
+    apply = jax.tree_util.Partial(lambda m, x: m.features(x), frozen)
+    assert float(lipschitz_lower_bound(key, apply, x, num_ascent_steps=5).value) <= features.value
+    assert float(lipschitz_lower_bound(key, frozen, x, num_ascent_steps=5).value) <= logits.value
+
+
+def test_input_normalization_is_counted():
+    plain = LipschitzConvNet(SMALL, rngs=nnx.Rngs(0))
+    divided = LipschitzConvNet(dataclasses.replace(SMALL, std=(0.5, 0.25)), rngs=nnx.Rngs(0))
+    ratio = divided.feature_bound().value / plain.feature_bound().value
+    assert 4 <= ratio <= 4.0001
+
+
+def test_circular_dense_only_and_patched_networks():
+    for changes in ({"conv_depth": 0}, {"dense_depth": 0}, {"patch": 2, "conv_width": 8},
+                    {"dense_width": 200}):
+        config = dataclasses.replace(SMALL, **changes)
+        model = LipschitzConvNet(config, rngs=nnx.Rngs(0))
+        assert model(jnp.ones((3, 8, 8, 2))).shape == (3, 4)
+        assert model.feature_bound().value <= 1 + 1e-5
+
+
+def test_no_attack_breaks_a_certificate_of_a_fitted_network():
+    """Fitted to random labels, so that the certified regions are as crooked as they can be."""
+    import optax
+
+    key = jax.random.key(0)
+    x = jax.random.uniform(key, (256, 8, 8, 2))
+    y = jax.random.randint(key, (256,), 0, 4, jnp.int32)
+    model = LipschitzConvNet(SMALL, rngs=nnx.Rngs(0))
+
+    @jax.jit
+    def step(model, state):
+        def loss(model):
+            logits = model(x)
+            return optax.softmax_cross_entropy_with_integer_labels(10 * logits, y).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(model), state, model)
+        return optax.apply_updates(model, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = optax.adam(0.01)
+        state = optimizer.init(model)
+        for _ in range(60):
+            model, state = step(model, state)
+    frozen = nn.freeze(model)
+    head, bound = frozen.head.weights().kernel, frozen.feature_bound()
+    certificate = jax.vmap(lambda f: margin.certify(f, lipschitz=bound, head=head))(frozen(x))
+    assert float((certificate.prediction == y).mean()) > 0.4
+    found = pgd(key, frozen, x, certificate.prediction, eps=certificate.radius, num_steps=40)
+    assert not np.asarray(found.success)[np.asarray(certificate.radius) > 0].any()
+    # Negative control: at four times the radius, the attack does succeed somewhere.
+    farther = pgd(key, frozen, x, certificate.prediction, eps=4 * certificate.radius, num_steps=40)
+    assert np.asarray(farther.success).any()
+
+
+def test_a_network_exports_for_accelerators():
+    model = nn.freeze(LipschitzConvNet(SMALL, rngs=nnx.Rngs(0)))
+    leaves, treedef = jax.tree.flatten(model)
+    fn = jax.jit(lambda leaves, x: jax.tree.unflatten(treedef, leaves)(x))
+    exported = jax.export.export(fn, platforms=("tpu", "cuda"))(leaves, jnp.ones((2, 8, 8, 2)))
+    assert exported.platforms == ("tpu", "cuda")
+
+
+@pytest.mark.parametrize("changes,word", [
+    ({"layer": "resnet"}, "layer is 'resnet'"), ({"pool": 3}, "pool is 3"),
+    ({"conv_width": 1}, "conv_width is 1"), ({"dense_width": 5}, "dense_width is 5"),
+    ({"mean": (0.1, 0.2, 0.3)}, "mean"), ({"std": (0.0,)}, "std"), ({"num_classes": 0}, "classes"),
+    ({"image_shape": (8, 8)}, "image_shape"),
+])
+def test_bad_configs_are_named(changes, word):
+    with pytest.raises(ValueError, match=word):
+        dataclasses.replace(SMALL, **changes)
+
+
+def test_bad_images_are_named():
+    model = LipschitzConvNet(SMALL, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="x has shape.*8, 8, 2"):
+        model(jnp.ones((3, 8, 8, 1)))
+    with pytest.raises(ValueError, match="dtype uint8"):
+        model(jnp.ones((3, 8, 8, 2), jnp.uint8))
+    with pytest.raises(ValueError, match="config is 'XS'"):
+        LipschitzConvNet("XS", rngs=nnx.Rngs(0))
+    assert set(SIZES) >= {"S", "M", "L", "XL"}

@@ -1,0 +1,84 @@
+"""Weights are made once: in a stack, in a step with micro-batches, and for evaluation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lipjax import nn
+from lipjax.layers import activations
+
+
+def stack(depth=3, **options):
+    return nn.Stack(lambda rngs: nn.SLLDense(6, 4, rngs=rngs), depth, rngs=nnx.Rngs(0), **options)
+
+
+def test_stack_is_its_layers_in_a_row():
+    deep = stack()
+    layers = [nn.SLLDense(6, 4, rngs=rngs) for rngs in [nnx.Rngs(0)] for _ in range(3)]
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    expected = x
+    for layer in layers:
+        expected = layer(expected)
+    np.testing.assert_allclose(deep(x), expected, atol=1e-6)
+    np.testing.assert_allclose(stack(unroll=False)(x), expected, atol=1e-6)
+
+
+def test_between_acts_between_layers():
+    deep = stack(between=activations.max_min)
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    assert not np.allclose(deep(x), stack()(x))
+
+
+def test_bound_of_a_stack_is_the_product():
+    weights = nn.constrain(stack())
+    value = weights.explicit.get_value()
+    wrong = value._replace(step=value.step.at[0].multiply(1.5).at[2].multiply(1.5))
+    weights._set(wrong)
+    layer = nn.SLLDense(6, 4, rngs=nnx.Rngs(0))
+    one = jax.tree.map(lambda leaf: leaf[0], wrong)
+    assert weights.bound().value > layer.bound_weights(one).value > 1.01
+
+
+def test_constrain_is_differentiable_and_equals_the_direct_gradient():
+    deep = stack()
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+
+    def loss(module):
+        return (module(x) ** 2).sum()
+
+    weights, pull = jax.vjp(nn.constrain, deep)
+    (indirect,) = pull(jax.grad(loss)(weights))
+    for a, b in zip(jax.tree.leaves(indirect), jax.tree.leaves(jax.grad(loss)(deep))):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_gram_matrices_are_formed_once_per_step_with_micro_batches():
+    """The products of the step: those of the constraint appear once, outside the loop."""
+    import optax
+
+    from lipjax.training import init_state, make_step
+
+    deep = nn.Stack(
+        lambda rngs: nn.SLLDense(6, 4, rngs=rngs), 2, unroll=True, rngs=nnx.Rngs(0)
+    )
+
+    def loss_fn(module, batch, key):
+        return (module(batch) ** 2).mean(), {}
+
+    def gram_products(parts):
+        step = make_step(
+            loss_fn, optax.sgd(0.1), constrain=nn.constrain, num_microbatches=parts
+        )
+        state = init_state(jax.random.key(0), deep, optax.sgd(0.1))
+        text = step.lower(state, jnp.ones((8, 6))).as_text()
+        # Only the constraint asks for the highest precision.
+        return sum("HIGHEST" in line for line in text.splitlines() if "dot_general" in line)
+
+    assert gram_products(1) == gram_products(4) > 0
+
+
+def test_bad_depth_is_named():
+    with pytest.raises(ValueError, match="depth is 0"):
+        stack(0)

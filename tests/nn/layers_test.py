@@ -1,0 +1,79 @@
+"""Flax modules: parameters and a call, the same numbers as the pure functions, no state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lipjax import nn
+from lipjax.layers import aol, cpl, head, sll
+
+IMAGE, VECTOR = (2, 5, 6, 3), (2, 6)
+ROWS = [
+    (lambda rngs: nn.SLLDense(6, 4, rngs=rngs), VECTOR, sll.constrain_dense, sll.apply_dense),
+    (lambda rngs: nn.CPLDense(6, 4, rngs=rngs), VECTOR, cpl.constrain_dense, cpl.apply_dense),
+    (lambda rngs: nn.AOLDense(6, 4, rngs=rngs), VECTOR, aol.constrain_dense, aol.apply_dense),
+    (lambda rngs: nn.NormalizedHead(6, 4, rngs=rngs), VECTOR, head.constrain_dense,
+     head.apply_dense),
+    (lambda rngs: nn.SLLConv(3, 4, rngs=rngs), IMAGE, sll.constrain_conv, sll.apply_conv),
+    (lambda rngs: nn.CPLConv(3, 4, 3, rngs=rngs), IMAGE, cpl.constrain_conv, cpl.apply_conv),
+    (lambda rngs: nn.AOLConv(3, 4, rngs=rngs), IMAGE, aol.constrain_conv, aol.apply_conv),
+]
+IDS = ["SLLDense", "CPLDense", "AOLDense", "NormalizedHead", "SLLConv", "CPLConv", "AOLConv"]
+
+
+@pytest.mark.parametrize("make,shape,constrain,apply", ROWS, ids=IDS)
+def test_delegates_and_works_under_plain_transforms(make, shape, constrain, apply):
+    module = make(nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    params = module.free.get_value()
+    expected = apply(constrain(params), x)
+    np.testing.assert_allclose(module(x), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(lambda m, x: m(x))(module, x), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(lambda one: module(one))(x), expected, atol=1e-6)
+    gradient = jax.grad(lambda m: (m(x) ** 2).sum())(module)
+    assert jax.tree.structure(gradient) == jax.tree.structure(module)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("make,shape,constrain,apply", ROWS, ids=IDS)
+def test_constrained_and_frozen_copies_leave_the_original_alone(make, shape, constrain, apply):
+    module = make(nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    before = jax.tree.map(np.asarray, jax.tree.leaves(module))
+    for copy in (nn.constrain(module), nn.freeze(module)):
+        assert copy.free is None and copy.explicit is not None
+        np.testing.assert_allclose(copy(x), module(x), atol=5e-3)
+        assert copy.bound().kind == "upper"
+    for a, b in zip(before, jax.tree.leaves(module)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_is_computed_from_parameters_after_freezing():
+    frozen = nn.freeze(nn.SLLDense(6, 4, rngs=nnx.Rngs(0)))
+    text = jax.jit(lambda m, x: m(x)).lower(frozen, jnp.ones((2, 6))).as_text()
+    free = jax.jit(lambda m, x: m(x)).lower(nn.SLLDense(6, 4, rngs=nnx.Rngs(0)), jnp.ones((2, 6)))
+    assert text.count("dot_general") == 2 < free.as_text().count("dot_general")
+
+
+def test_options_are_checked_when_building():
+    with pytest.raises(ValueError, match="activation is 'max_min'"):
+        nn.SLLDense(6, 4, activation="max_min", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="padding is 'reflect'"):
+        nn.AOLConv(3, 4, padding="reflect", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="features is 0"):
+        nn.SLLDense(0, 4, rngs=nnx.Rngs(0))
+
+
+def test_activation_modules():
+    x = jnp.array([[1.0, 4.0, 3.0, 2.0]])
+    assert nn.MaxMin()(x).tolist() == [[3.0, 4.0, 1.0, 2.0]]
+    assert nn.GroupSort(4)(x).tolist() == [[1.0, 2.0, 3.0, 4.0]]
+
+
+def test_linen_users_are_served_by_the_bridge():
+    linen = nnx.bridge.to_linen(nn.SLLDense, 6, 4)
+    x = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
+    variables = linen.init(jax.random.key(0), x)
+    assert linen.apply(variables, x).shape == (2, 6)

@@ -1,0 +1,31 @@
+"""Bounds keep the weakest kind."""
+
+import jax
+import pytest
+
+from lipjax.typing import Bound
+
+
+def test_products_keep_what_is_proved():
+    kinds = ("upper", "exact", "lower", "estimate")
+    for a in kinds:
+        for b in kinds:
+            product = Bound(2.0, a) * Bound(3.0, b)
+            proved = {a, b} <= {"upper", "exact"}
+            assert product.kind == ("upper" if proved else "estimate")
+            assert product.value >= 6
+
+
+def test_products_of_many_round_up():
+    third = Bound(1 / 3, "upper")
+    assert (third * third * third).value >= (1 / 3) ** 3
+
+
+def test_is_a_pytree_with_a_static_kind():
+    doubled = jax.jit(lambda bound: Bound(2 * bound.value, bound.kind))(Bound(1.5, "upper"))
+    assert doubled.kind == "upper" and float(doubled.value) == 3
+
+
+def test_unknown_kind_is_named():
+    with pytest.raises(ValueError, match="kind is 'tight'"):
+        Bound(1.0, "tight")
