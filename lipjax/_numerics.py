@@ -54,16 +54,30 @@ def safe_sqrt(x):
     return jnp.where(usable, jnp.sqrt(jnp.where(usable, x, 1)), 0)
 
 
+@jax.custom_jvp
 def safe_rsqrt(x):
     """`1 / sqrt(x)`, and 0 with derivative 0 where `x` is 0."""
     usable = ~(x <= 0)
     return jnp.where(usable, lax.rsqrt(jnp.where(usable, x, 1)), 0)
 
 
+@safe_rsqrt.defjvp
+def _safe_rsqrt_jvp(primals, tangents):
+    y = safe_rsqrt(*primals)
+    return y, tangents[0] * y * y * y * (-0.5)  # x^(-3/2) alone could overflow
+
+
+@jax.custom_jvp
 def safe_reciprocal(x):
     """`1 / x`, and 0 with derivative 0 where `x` is 0."""
     usable = x != 0
     return jnp.where(usable, 1 / jnp.where(usable, x, 1), 0)
+
+
+@safe_reciprocal.defjvp
+def _safe_reciprocal_jvp(primals, tangents):
+    y = safe_reciprocal(*primals)
+    return y, -(tangents[0] * y) * y  # x^-2 alone could overflow
 
 
 def safe_log(x, at_zero: float = 0.0):

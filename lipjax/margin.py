@@ -14,9 +14,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lipjax import _checks
-from lipjax._numerics import round_down, round_up, safe_norm, unit_roundoff
+from lipjax._numerics import round_down, round_up, safe_norm
 from lipjax.typing import ABSTAIN, Array, Bound, Certificate
 
 
@@ -80,21 +81,22 @@ def radius(
     1.4142
     """
     logits, label = _check(logits, label)
-    constant = _upper_value(lipschitz)
+    constant, constant_is_zero = _upper_value(lipschitz)
     _checks.nonnegative(logit_error=logit_error)
-    gaps = _gaps(logits, label)
-    pairs = pair_constants(head, label, logits) * constant
-    # One rounding of a difference is relative to the logits where they nearly cancel: none is lost,
-    # since subtraction of floats is exact there; otherwise it is relative to the result.
-    lead = round_down(gaps - 2 * logit_error, 2)
-    alive = lead > 0
-    # A constant of 0 means that this pair never changes places; inf over inf proves nothing.
-    distance = jnp.where(pairs > 0, lead / jnp.where(pairs > 0, pairs, 1), jnp.inf)
-    distance = jnp.where(jnp.isnan(distance), 0, distance)
-    distance = jnp.where(jnp.arange(logits.shape[0]) == label, jnp.inf, distance)
-    smallest = jnp.min(jnp.where(alive, distance, 0))
-    bad = jnp.isnan(logits).any() | jnp.isnan(pairs).any() | ~_in_range(logits, label)
-    bad = bad | ~jnp.isfinite(constant)
+    own = jnp.arange(logits.shape[0]) == label
+    gaps = round_down(jnp.where(own, 1, _gaps(logits, label)))
+    error = round_up(2 * jnp.asarray(logit_error, logits.dtype), 2)
+    lead = round_down(gaps - error)
+    pairs = pair_constants(head, label, logits)
+    # Only a constant of exactly 0 means that a pair never changes places.
+    never = (pairs == 0) | constant_is_zero
+    tiny = jnp.finfo(logits.dtype).tiny
+    pairs = jnp.maximum(pairs * constant.astype(logits.dtype), tiny)
+    distance = jnp.where(never, jnp.inf, lead / jnp.where(never, 1, pairs))
+    distance = jnp.where(lead > 0, distance, 0)
+    smallest = jnp.min(jnp.where(own, jnp.inf, distance))
+    bad = jnp.isnan(logits).any() | ~jnp.isfinite(pairs).all() | ~_in_range(logits, label)
+    bad = bad | ~(constant >= 0) | ~jnp.isfinite(constant) | ~(error >= 0)
     bad = bad | jnp.isinf(logits[jnp.clip(label, 0, logits.shape[0] - 1)])
     return jnp.where(bad, 0, jnp.maximum(round_down(smallest, 3), 0))
 
@@ -159,7 +161,8 @@ def certified_accuracy(radii: Array, correct: Array, eps: float | Array) -> Arra
 def pair_constants(head: Array | None, label: Array, logits: Array) -> Array:
     """`float[classes]`: Lipschitz constant of `f_label - f_k` in the features, rounded up.
 
-    The entry of the label itself is 0 and has no meaning. Without a head it is sqrt(2) for all.
+    0 only where the class vectors are equal bit for bit. The entry of the label itself has no
+    meaning. Without a head it is sqrt(2) for all.
     """
     classes = logits.shape[0]
     if head is None:
@@ -167,19 +170,33 @@ def pair_constants(head: Array | None, label: Array, logits: Array) -> Array:
     head = jnp.asarray(head)
     _checks.ranked(2, "[features, classes]", head=head)
     _checks.axis_size(1, classes, "one column per logit", head=head)
+    _checks.real_floating(head=head)
     own = jnp.take(head, jnp.clip(label, 0, classes - 1), axis=1)[:, None]
-    distances = safe_norm(head - jnp.broadcast_to(own, head.shape), axis=0)
-    return round_up(distances, head.shape[0] + 4).astype(logits.dtype)
+    own = jnp.broadcast_to(own, head.shape)
+    distances = round_up(safe_norm(head - own, axis=0), head.shape[0] + 4)
+    # Subnormal differences may be read as zero: the bits decide, and the sum covers what is lost.
+    tiny = math.sqrt(head.shape[0]) * float(jnp.finfo(head.dtype).tiny)
+    same = jnp.all(_bits(head) == _bits(own), axis=0)
+    return round_up(jnp.where(same, 0, distances + tiny)).astype(logits.dtype)
 
 
 def _gaps(logits, label):
     """`f_label - f_k`, inf for the label itself."""
     classes = jnp.arange(logits.shape[0])
     own = logits[jnp.clip(label, 0, logits.shape[0] - 1)]
-    return jnp.where(classes == label, jnp.inf, own - logits)
+    gaps = own - logits
+    overflow = jnp.isinf(gaps) & jnp.isfinite(own) & jnp.isfinite(logits)
+    gaps = jnp.where(overflow, jnp.sign(gaps) * jnp.finfo(gaps.dtype).max, gaps)
+    return jnp.where(classes == label, jnp.inf, gaps)
+
+
+def _bits(x):
+    integer = jnp.int32 if x.dtype == jnp.float32 else jnp.int64
+    return lax.optimization_barrier(lax.bitcast_convert_type(lax.stop_gradient(x), integer))
 
 
 def _upper_value(lipschitz):
+    """The constant as a float array, rounded up, and whether it is exactly zero."""
     if isinstance(lipschitz, Bound):
         if not lipschitz.proves_upper:
             raise ValueError(
@@ -189,11 +206,16 @@ def _upper_value(lipschitz):
         lipschitz = lipschitz.value
     _checks.nonnegative(lipschitz=lipschitz)
     value = jnp.asarray(lipschitz)
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        value = value.astype(jnp.float32)
     _checks.ranked(0, "a number", lipschitz=value)
-    # A float64 constant may lose its last bits on the way to float32.
-    return value if value.weak_type is False and value.dtype == jnp.float64 else round_up(value)
+    if value.dtype not in (jnp.float32, jnp.float64):
+        value = value.astype(jnp.float32)
+    if isinstance(lipschitz, jax.Array):
+        is_zero = (_bits(value) << 1) == 0
+    else:  # a Python number may vanish on its way to float32
+        is_zero = jnp.asarray(lipschitz == 0)
+    # Half a step is lost where a float64 number becomes float32.
+    value = jnp.where(value < 0, jnp.nan, round_up(value))
+    return jnp.where(is_zero, 0, jnp.maximum(value, jnp.finfo(value.dtype).tiny)), is_zero
 
 
 def _in_range(logits, label):
@@ -212,6 +234,7 @@ def _check(logits, label):
     _checks.ranked(0, "one class", label=label)
     if not jnp.issubdtype(label.dtype, jnp.integer):
         raise ValueError(f"label has dtype {label.dtype}; it must be an integer.")
+    label = label.astype(jnp.int32)
     if not isinstance(label, jax.core.Tracer) and not 0 <= int(label) < logits.shape[0]:
         raise ValueError(f"label is {int(label)}; it must lie in [0, {logits.shape[0] - 1}].")
     return logits, label

@@ -5,6 +5,9 @@ import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import numpy as np
+
+from lipjax._numerics import round_up
 
 Array = jax.Array
 Kind = Literal["upper", "lower", "exact", "estimate"]
@@ -47,15 +50,25 @@ class Bound:
             return NotImplemented
         proved = self.proves_upper and other.proves_upper
         value = self.value * other.value
-        if proved and isinstance(value, float):  # a Python product may round below the truth
-            exact = self.value == 1 or other.value == 1
-            value = value if exact else math.nextafter(value, math.inf)
+        if proved:
+            value = _not_below(value, self.value, other.value)
         return Bound(value, "upper" if proved else "estimate")
 
     @property
     def proves_upper(self) -> bool:
         """Whether the truth is known to be at most `value`."""
         return self.kind in ("upper", "exact")
+
+
+def _not_below(product, a, b):
+    """A product of floats may round below the truth: one step up, unless a factor is 1."""
+    if isinstance(product, jax.Array):
+        return round_up(product)
+    exact = np.asarray(a) == 1
+    exact = exact | (np.asarray(b) == 1)
+    if isinstance(product, float) and not isinstance(product, np.floating):
+        return product if exact else math.nextafter(product, math.inf)
+    return np.where(exact, product, np.nextafter(product, np.asarray(np.inf, product.dtype)))[()]
 
 
 class Certificate(NamedTuple):

@@ -105,6 +105,38 @@ def test_constants_that_prove_nothing(bad):
     assert float(margin.radius(jnp.array([1.0, 0.0]), 0, lipschitz=1.0, head=head)) == 0
 
 
+@pytest.mark.parametrize("logits,constant,head,largest", [
+    ([3e38, -3e38], 1000.0, None, 4.3e35),
+    ([1e-30, 0.0], 1e-40, None, 7.1e9),
+    ([1e-30, 0.0], 1e-50, None, 7.1e19),
+    ([1e-30, 0.0], 1.0, [[1e-40, 0.0]], 1.1e10),
+    ([1e-20, 0.0], 1e-20, [[1e-25, 0.0]], 1.1e25),
+])
+def test_underflow_and_overflow_never_give_infinity(logits, constant, head, largest):
+    head = None if head is None else jnp.array(head)
+    got = margin.radius(jnp.array(logits), 0, lipschitz=constant, head=head)
+    assert float(got) <= largest
+
+
+@pytest.mark.parametrize("options", [{"lipschitz": -1.0}, {"lipschitz": 1.0, "logit_error": -5.0}])
+def test_negative_numbers_that_are_traced_prove_nothing(options):
+    traced = jax.jit(lambda options: margin.radius(jnp.array([3.0, 1.0]), 0, **options))
+    assert float(traced(jax.tree.map(jnp.float32, options))) == 0
+
+
+def test_rounding_of_the_logit_error_is_covered():
+    logits = jnp.array([1.0, -0.75 * 2.0**-23])
+    truth = 0.75 * 2.0**-23 / np.sqrt(2)
+    assert float(margin.radius(logits, 0, lipschitz=1.0, logit_error=0.5)) <= truth
+
+
+def test_gradients_in_the_constant_and_narrow_labels():
+    gradient = jax.grad(lambda c: margin.radius(jnp.array([3.0, 1.0]), 0, lipschitz=c))(1.0)
+    np.testing.assert_allclose(gradient, -np.sqrt(2), rtol=1e-3)
+    logits = jnp.zeros(1000).at[100].set(10.0)
+    assert float(margin.radius(logits, jnp.int8(100), lipschitz=1.0)) > 7
+
+
 def test_labels_out_of_range():
     logits = jnp.array([1.0, 0.0])
     with pytest.raises(ValueError, match="label is 2"):

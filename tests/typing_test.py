@@ -1,6 +1,8 @@
 """Bounds keep the weakest kind."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lipjax.typing import Bound
@@ -19,6 +21,12 @@ def test_products_keep_what_is_proved():
 def test_products_of_many_round_up():
     third = Bound(1 / 3, "upper")
     assert (third * third * third).value >= (1 / 3) ** 3
+
+
+def test_products_of_arrays_round_up():
+    for one in (np.float32, jnp.float32):
+        product = Bound(one(1.1), "upper") * Bound(one(1.3), "upper")
+        assert np.float64(product.value) >= np.float64(np.float32(1.1)) * np.float64(np.float32(1.3))
 
 
 def test_is_a_pytree_with_a_static_kind():

@@ -19,5 +19,6 @@ CONFIG = RunConfig(
     flip=True,
     jitter=(0.1, 0.5, 0.3, 0.02),
     checkpoint_every=1000,
-    attack_images=1000,
+    attack_images=256,
+    attack_steps=20,
 )

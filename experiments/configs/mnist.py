@@ -17,5 +17,7 @@ CONFIG = RunConfig(
     offset=1.6,
     temperature=0.25,
     checkpoint_every=1000,
+    attack_images=1024,
+    attack_steps=20,
     radii=(36 / 255, 0.5, 1.0, 1.58),
 )

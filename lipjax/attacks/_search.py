@@ -33,7 +33,7 @@ class Attack(NamedTuple):
     distance: Array
 
 
-def search(keys, fn, x, label, targets, eps, step_size, bounds, *, num_steps, norm) -> Attack:
+def search(keys, fn, x, label, targets, eps, step_size, bounds, *, num_steps, norm, unroll=False) -> Attack:
     """Runs every restart on every example: `x [n, ...]`, `targets [n, restarts]`, `eps [n]`."""
     shape, (n, restarts) = x.shape[1:], targets.shape
     x = x.reshape(n, 1, -1)
@@ -92,7 +92,9 @@ def search(keys, fn, x, label, targets, eps, step_size, bounds, *, num_steps, no
     nothing = jnp.zeros((n, restarts), bool), jnp.full((n, restarts), jnp.nan, x.dtype)
     best = Attack(jnp.broadcast_to(x, z.shape), *nothing, jnp.zeros((n, restarts), x.dtype))
     decays = 0.5 + 0.5 * np.cos(np.pi * np.arange(num_steps) / num_steps)
-    (z, best), _ = lax.scan(step, (z, best), jnp.asarray(decays, x.dtype))
+    (z, best), _ = lax.scan(
+        step, (z, best), jnp.asarray(decays, x.dtype), unroll=num_steps if unroll else 1
+    )
     best = keep(best, z, logits_of(z))
 
     success = best.success.any(axis=1)

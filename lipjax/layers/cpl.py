@@ -123,8 +123,7 @@ def _init(key, shape) -> Params:
 
 def _constrain(params, norm, scale) -> Residual:
     inverse = safe_reciprocal(norm)
-    step = round_down(2 * inverse * inverse / scale / scale, 6)
-    step = jnp.minimum(step, jnp.finfo(step.dtype).max)  # a shorter step is always sound
+    step = forms.representable(round_down(2 * inverse * inverse, 6) / scale / scale)
     hidden = params.kernel.shape[-1]
     witness = jnp.zeros(hidden, params.kernel.dtype)
     return Residual(params.kernel, params.bias, jnp.broadcast_to(step, (hidden,)), witness)

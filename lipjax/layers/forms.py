@@ -8,6 +8,11 @@ The residual form is the solution of the SDP condition of `lipjax.layers.lmi` wi
 With $A = W T^{-1/2}$ it is the same statement: $\|A\| \le 1$ (Meunier et al. 2022,
 https://arxiv.org/abs/2110.12690; Araujo et al. 2023, https://arxiv.org/abs/2303.03169).
 
+Products run at the precision that `jax.default_matmul_precision` names. On GPUs and TPUs the default
+rounds float32 operands, which is fine for training; evaluate certificates inside
+`jax.default_matmul_precision("highest")`, so that the layer multiplies with the floats whose bound
+was proved.
+
 Weights carry a witness, `log_q`: weights of the diagonal dominance that proves them. From it
 `*_bound` recomputes the proof in float64 for the very floats that the layer multiplies with.
 """
@@ -98,7 +103,7 @@ def linear_bound(weights: Linear) -> Bound:
     convolutions with zero or circular padding, any stride and size.
     """
     squared = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, None)
-    return Bound(_at_least(math.sqrt(squared)), "upper")
+    return Bound(at_least(math.sqrt(squared)), "upper")
 
 
 def residual_bound(weights: Residual) -> Bound:
@@ -110,7 +115,13 @@ def residual_bound(weights: Residual) -> Bound:
     ratio = _numerics.on_host_float64(
         _squared_norm, weights.kernel, weights.log_q, weights.step
     )
-    return Bound(max(1.0, _at_least(2 * _at_least(ratio) - 1)), "upper")
+    return Bound(max(1.0, at_least(2 * at_least(ratio) - 1)), "upper")
+
+
+def representable(step: Array) -> Array:
+    """A step without infinities and subnormal numbers; a shorter step is always sound."""
+    limits = jnp.finfo(step.dtype)
+    return jnp.where(jnp.abs(step) < limits.tiny, 0, jnp.minimum(step, limits.max))
 
 
 PROVED = 1 + 1e-6
@@ -129,6 +140,9 @@ def _squared_norm(kernel, log_q, step):
     quick = jnp.where(jnp.isnan(t * scale).any(), jnp.inf, quick)
     if float(jnp.min(scale)) < 0:  # no diagonal T at all
         return jnp.inf
+    alive = jnp.any(kernel != 0, axis=tuple(range(kernel.ndim - 1))) & (scale > 0)
+    if bool(jnp.any(alive & (t == 0))):  # underflow: the quick proof does not see these
+        quick = jnp.inf
     if float(quick) <= PROVED:
         return quick
     scaled = kernel * jnp.broadcast_to(jnp.sqrt(scale), kernel.shape)
@@ -136,10 +150,11 @@ def _squared_norm(kernel, log_q, step):
         slow = gram_iteration(scaled, num_iters=12)
     else:
         slow = conv_gram_iteration(scaled, padding="any", num_iters=12)
-    return jnp.fmin(quick, jnp.square(slow) * (1 + 1e-14))
+    # Rounding each entry of the scaled kernel moves its symbol by at most u sqrt(size) norms.
+    return jnp.fmin(quick, jnp.square(slow) * (1 + 1e-14 + 1e-15 * math.sqrt(kernel.size)))
 
 
-def _at_least(value) -> float:
+def at_least(value) -> float:
     """A Python float, one step up; NaN (a proof that failed) becomes infinity."""
     value = float(value)
     return math.inf if math.isnan(value) else math.nextafter(value, math.inf)
@@ -158,7 +173,8 @@ def frozen(constrain, params):
 
 def _towards_zero(x, dtype):
     x = np.asarray(x)
-    rounded = x.astype(dtype)
+    with np.errstate(over="ignore"):
+        rounded = x.astype(dtype)
     beyond = np.abs(rounded.astype(np.float64)) > np.abs(x)
     return jnp.asarray(np.where(beyond, np.nextafter(rounded, np.zeros_like(rounded)), rounded))
 

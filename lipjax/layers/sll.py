@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lipjax import _checks
-from lipjax._numerics import round_down, safe_reciprocal
+from lipjax._numerics import power_of_two, round_down, safe_reciprocal
 from lipjax.layers import _initializers, forms
 from lipjax.layers.forms import Residual
 from lipjax.spectral.rescaling import conv_dominating_diagonal, dominating_diagonal
@@ -55,12 +55,12 @@ def constrain_dense(params: Params) -> Residual:
     that `apply_dense` is 1-Lipschitz. A column of zeros has step 0: its unit is switched off, with
     finite gradients. NaN in gives NaN out.
     """
-    return _constrain(params, dominating_diagonal(params.kernel, log_q=params.log_q))
+    return _constrain(params, dominating_diagonal)
 
 
 def constrain_conv(params: Params) -> Residual:
     """As `constrain_dense`, for zero and circular padding and every input size."""
-    return _constrain(params, conv_dominating_diagonal(params.kernel, log_q=params.log_q))
+    return _constrain(params, conv_dominating_diagonal)
 
 
 def apply_dense(weights: Residual, x: Array, *, activation="relu") -> Array:
@@ -106,6 +106,8 @@ def _init(key, shape) -> Params:
     )
 
 
-def _constrain(params, t) -> Residual:
-    step = round_down(2 * safe_reciprocal(t), 2)
+def _constrain(params, diagonal) -> Residual:
+    scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
+    t = diagonal(params.kernel / scale, log_q=params.log_q)
+    step = forms.representable(round_down(2 * safe_reciprocal(t), 2) / scale / scale)
     return Residual(params.kernel, params.bias, step, params.log_q)

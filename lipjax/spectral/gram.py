@@ -242,7 +242,7 @@ def _any_nonzero(parts, axes=(-2, -1)):
     for part in parts:
         part = lax.stop_gradient(part)
         integer = jnp.int32 if part.dtype == jnp.float32 else jnp.int64
-        bits = lax.bitcast_convert_type(part, integer)
+        bits = lax.optimization_barrier(lax.bitcast_convert_type(part, integer))
         found = found | jnp.any((bits << 1) != 0, axis=axes)
     return found
 

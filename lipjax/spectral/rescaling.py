@@ -70,6 +70,8 @@ def rescale(matrix: Array, *, num_iters: int = 1, log_q: Array | None = None) ->
         ValueError: for a wrong rank, an empty axis, a dtype other than float32 and float64, or
             `log_q` of the wrong length.
 
+    Gradients: reverse mode, any order; forward mode from `num_iters=2` on.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> weights = rescale(jax.random.normal(jax.random.key(0), (8, 5)))
@@ -154,6 +156,7 @@ def dominating_diagonal(matrix: Array, *, num_iters: int = 1, log_q: Array | Non
     scale = power_of_two(jnp.max(jnp.abs(matrix), axis=(-2, -1), keepdims=True))
     matrix = matrix / scale
     unscale = jnp.squeeze(scale, -1)  # twice, since its square may overflow
+    alive = jnp.any(matrix != 0, axis=-2)
     weights = positive_weights(log_q, matrix.shape[:-2] + (cols,), matrix.dtype)
     size = lax.stop_gradient(jnp.abs(matrix))
     length = min(rows, BLOCK) + -(-rows // BLOCK) + cols + 16
@@ -161,14 +164,14 @@ def dominating_diagonal(matrix: Array, *, num_iters: int = 1, log_q: Array | Non
         row_sums = _abs_gram_sums(matrix, weights)
         spread = einsum("...nm,...n->...m", size, einsum("...nm,...m->...n", size, weights))
         error = 2 * gamma(length, matrix.dtype) * spread
-        return _add_error(row_sums, error, weights, rows * cols) * unscale * unscale
+        return _add_error(row_sums, error, weights, rows * cols, alive) * unscale * unscale
     norm = jnp.sqrt(jnp.sum(jnp.square(size), axis=(-2, -1)))  # only multiplies an error term
     powers = _Powers(contract(matrix, matrix), gamma(length, matrix.dtype) * jnp.square(norm) * 2)
     for _ in range(num_iters - 1):
         powers = powers.square(lambda g: matmul(g, g), lambda g: _frobenius(g, (-2, -1)), 0)
     symmetric = (powers.value + _transpose(powers.value)) / 2
     row_sums = einsum("...ij,...j->...i", safe_abs(symmetric), weights)
-    return powers.unwind(row_sums, weights, rows * cols) * unscale * unscale
+    return powers.unwind(row_sums, weights, rows * cols, alive) * unscale * unscale
 
 
 @functools.partial(jax.jit, static_argnames="num_iters")
@@ -198,6 +201,7 @@ def conv_dominating_diagonal(
     taps = math.prod(window)
     scale = power_of_two(jnp.max(jnp.abs(kernel)))
     kernel = kernel / scale
+    alive = jnp.any(kernel != 0, axis=tuple(range(kernel.ndim - 1)))
     weights = positive_weights(log_q, (cols,), kernel.dtype)
     size = lax.stop_gradient(jnp.abs(kernel)).reshape(taps, rows, cols).sum(0)
     length = rows + math.prod(2 * k - 1 for k in window) + cols + taps + 16
@@ -205,14 +209,14 @@ def conv_dominating_diagonal(
         row_sums = _abs_sums(autocorrelation(kernel), weights)
         spread = einsum("nm,n->m", size, einsum("nm,m->n", size, weights))
         error = 2 * gamma(length, kernel.dtype) * spread
-        return _add_error(row_sums, error, weights, taps * kernel.size) * scale * scale
+        return _add_error(row_sums, error, weights, taps * kernel.size, alive) * scale * scale
     norm = _tap_norm(kernel)
     powers = _Powers(autocorrelation(kernel), gamma(length, kernel.dtype) * jnp.square(norm) * 2)
     for _ in range(num_iters - 1):
         powers = powers.square(autocorrelation, _tap_norm, len(window))
     lags = tuple(range(len(window)))
     symmetric = (powers.value + _transpose(jnp.flip(powers.value, lags))) / 2
-    t = powers.unwind(_abs_sums(symmetric, weights), weights, taps * kernel.size)
+    t = powers.unwind(_abs_sums(symmetric, weights), weights, taps * kernel.size, alive)
     return t * scale * scale
 
 
@@ -301,20 +305,21 @@ class _Powers:
         error = round_up(2 * norm * error + jnp.square(error) + rounding, 8)
         return _Powers(square(value), error, (*self.scales, scale))
 
-    def unwind(self, row_sums, weights, underflows):
+    def unwind(self, row_sums, weights, underflows, alive):
         """`t` from the weighted row sums of `|G^p|`, through as many square roots."""
         spread = self.error[..., None] * weights
-        t = _add_error(row_sums, spread, weights, underflows)
+        t = _add_error(row_sums, spread, weights, underflows, alive)
         for scale in reversed(self.scales):
             t = round_up(safe_sqrt(t) * scale[..., None], 3)
         return t
 
 
-def _add_error(row_sums, error, weights, underflows):
-    """`(row_sums + error) / weights`, rounded up; zero rows stay zero."""
+def _add_error(row_sums, error, weights, underflows, alive):
+    """`(row_sums + error) / weights`, rounded up, and 0 for the columns that are zero."""
     tiny = underflows * float(jnp.finfo(row_sums.dtype).tiny)
-    total = row_sums + lax.stop_gradient(error) + tiny
-    return jnp.where(row_sums == 0, 0, round_up(total / weights, 8))
+    tiny = tiny * jnp.max(weights, axis=-1, keepdims=True)
+    total = row_sums + lax.stop_gradient(error + tiny)
+    return jnp.where(alive | jnp.isnan(row_sums), round_up(total / weights, 8), 0)
 
 
 def _abs_sums(lagged, weights):

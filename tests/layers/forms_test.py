@@ -81,6 +81,13 @@ def test_negative_steps_prove_nothing():
     assert oracles.singular_values(slopes).max() <= forms.residual_bound(wrong).value
 
 
+def test_units_whose_square_underflows_are_not_overlooked():
+    with jax.enable_x64(True):
+        kernel = jnp.array([[1e150, 0.0], [0.0, 1e-10]])
+        weights = forms.Residual(kernel, jnp.zeros(2), jnp.array([0.0, 2e21]), jnp.zeros(2))
+        assert forms.residual_bound(weights).value >= 19 * (1 - 1e-9)
+
+
 def test_frozen_weights_are_on_the_sound_side():
     params = sll.init_dense(jax.random.key(0), 20, 9)
     frozen, quick = sll.freeze_dense(params), sll.constrain_dense(params)

@@ -89,6 +89,21 @@ def test_a_zero_column_is_switched_off_with_finite_gradients():
     assert all(np.isfinite(leaf).all() for leaf in gradient)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12])
+def test_gradients_for_kernels_of_any_scale(scale):
+    """The layer is unchanged by a common scale of kernel and bias, so its gradient shrinks by it."""
+    p = params()
+
+    def gradient(p):
+        loss = lambda p: sll.apply_dense(sll.constrain_dense(p), jnp.ones(12)).sum()  # noqa: E731
+        return jax.grad(loss)(p).kernel
+
+    scaled = p._replace(kernel=p.kernel * np.float32(scale), bias=p.bias * np.float32(scale))
+    np.testing.assert_allclose(
+        gradient(scaled) * scale, gradient(p), rtol=1e-2, atol=1e-3 * np.abs(gradient(p)).max()
+    )
+
+
 @pytest.mark.parametrize("call,word", [
     (lambda key: sll.init_dense(key, 0, 3), "features is 0"),
     (lambda key: sll.init_conv(key, 3, 4, kernel_size=(3, 3, 3)), "kernel_size"),

@@ -163,6 +163,12 @@ def test_nan_and_infinity():
     assert np.isnan(gram_iteration(both)[0]) and gram_iteration(both)[1] >= 3
 
 
+def test_one_subnormal_number():
+    tiny = jnp.full((1, 1), 1e-39)
+    assert float(gram_iteration(tiny)) > 0
+    assert float(jax.jit(gram_iteration)(tiny)) > 0
+
+
 def test_overflow_gives_infinity_not_a_finite_bound():
     huge = jnp.full((8, 8), 2e38, jnp.float32)
     assert np.isposinf(gram_iteration(huge))

@@ -222,6 +222,17 @@ def test_not_too_small():
     assert float(spectral_norm(rescale(gaussian(200, 20)))) > 0.75
 
 
+def test_small_columns_are_scaled_not_removed():
+    for num_iters in (1, 4, 8):
+        weights = np.asarray(rescale(np.diag(np.float32([1, 0.1])), num_iters=num_iters))
+        assert weights[1, 1] > 0.09 and oracles.norm(weights) <= 1
+
+
+def test_gradients_with_columns_of_very_different_sizes():
+    matrix = gaussian(6, 4) * np.float32([1, 1e-10, 1e-20, 1e-26])
+    assert np.isfinite(jax.grad(lambda m: rescale(m).sum())(matrix)).all()
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="log_q has shape"):
         rescale(jnp.ones((3, 2)), log_q=jnp.zeros(3))
