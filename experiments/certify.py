@@ -107,7 +107,9 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None) -> dict
     print(table(report, bound))
     write(run_dir / "certificates.json", json.dumps(report).encode())
     plot(run_dir / "certified_accuracy.png", report, found)
-    print(f"certificates  {run_dir}/certificates.json\nfigure        {run_dir}/certified_accuracy.png")
+    print(
+        f"certificates  {run_dir}/certificates.json\nfigure        {run_dir}/certified_accuracy.png"
+    )
     return report
 
 
@@ -126,17 +128,22 @@ def evaluate(config, model, bound, error, data) -> Evaluation:
     @jax.jit
     def certify(model, images):
         head = model.head.weights().kernel
-        return jax.vmap(
-            lambda f: margin.certify(f, lipschitz=bound, head=head, logit_error=error)
-        )(model(to_unit(images, data.max_value)))
+        return jax.vmap(lambda f: margin.certify(f, lipschitz=bound, head=head, logit_error=error))(
+            model(to_unit(images, data.max_value))
+        )
 
     unroll = config.model.conv_depth > 0 and jax.default_backend() == "cpu"
 
     @jax.jit
     def attack(key, model, images, labels, eps):
         found = pgd(
-            key, model, to_unit(images, data.max_value), labels, eps=eps,
-            num_steps=config.attack_steps, unroll=unroll,
+            key,
+            model,
+            to_unit(images, data.max_value),
+            labels,
+            eps=eps,
+            num_steps=config.attack_steps,
+            unroll=unroll,
         )
         return found.success
 
@@ -170,7 +177,9 @@ def rows(config, found: Evaluation) -> list[dict]:
     correct = jnp.asarray(found.predictions == found.labels)
     radii = (0.0, *config.radii)
     certified = [float(jnp.mean(correct))]
-    certified += map(float, margin.certified_accuracy(found.radii, correct, np.float32(config.radii)))
+    certified += map(
+        float, margin.certified_accuracy(found.radii, correct, np.float32(config.radii))
+    )
     count = len(found.broken)
     subset = [float(np.mean(correct[:count]))]
     subset += map(
@@ -185,6 +194,7 @@ def rows(config, found: Evaluation) -> list[dict]:
 
 def table(report: dict, bound) -> str:
     """The report as text."""
+    part = report["attacked_images"] < report["num_images"]
     lines = [
         f"proved Lipschitz bound of the features  {bound.value:.7f} ({bound.kind})",
         f"test images {report['num_images']}, abstentions {report['abstentions']}, attacked "
@@ -192,10 +202,18 @@ def table(report: dict, bound) -> str:
         f"{report['certified_radii_broken_by_the_attack']}",
         *(f"note: {note}" for note in report["data_notes"]),
         "",
-        "l2 radius     certified  attacked" + ("  best linear" if "linear" in report else ""),
+        "l2 radius     certified  "
+        + (
+            f"of the {report['attacked_images']} attacked: certified  attacked"
+            if part
+            else "attacked"
+        )
+        + ("  best linear" if "linear" in report else ""),
     ]
     for i, row in enumerate(report["rows"]):
-        line = f"{_name(row['radius']):<12} {row['certified']:9.1%} {row['attacked']:9.1%}"
+        line = f"{_name(row['radius']):<12} {row['certified']:9.1%}"
+        line += f"{row['certified_of_attacked']:33.1%}" if part else ""
+        line += f" {row['attacked']:9.1%}"
         if "linear" in report:
             line += f"{report['linear'][i]:12.1%}"
         lines.append(line)
@@ -224,7 +242,10 @@ def plot(path: Path, report: dict, found: Evaluation) -> None:
         points = [(row["radius"], best) for row, best in zip(report["rows"], report["linear"])]
         axes.plot(*zip(*points), "x", color="0.5", label="best linear classifier per radius")
     axes.set(
-        xlabel="l2 radius (pixels in [0, 1])", ylabel="accuracy", ylim=(0, 1), xlim=(0, grid[-1]),
+        xlabel="l2 radius (pixels in [0, 1])",
+        ylabel="accuracy",
+        ylim=(0, 1),
+        xlim=(0, grid[-1]),
         title=f"{report['config']['data']}: {report['config']['model']['layer'].upper()} network",
     )
     axes.grid(alpha=0.3)

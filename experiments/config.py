@@ -120,8 +120,12 @@ def override(config: RunConfig, assignments: list[str]) -> RunConfig:
             arguments += [f"--{field}", *value.strip("()").replace(",", " ").split()]
     try:
         return tyro.cli(
-            RunConfig, args=arguments, default=config, console_outputs=False,
-            config=(tyro.conf.AvoidSubcommands,), use_underscores=True,
+            RunConfig,
+            args=arguments,
+            default=config,
+            console_outputs=False,
+            config=(tyro.conf.AvoidSubcommands,),
+            use_underscores=True,
         )
     except SystemExit as error:
         raise ValueError(

@@ -51,8 +51,12 @@ def augmentation(config: RunConfig):
         if config.jitter:
             brightness, contrast, saturation, hue = config.jitter
             image = augment.color_jitter(
-                color_key, image, brightness=brightness, contrast=contrast,
-                saturation=saturation, hue=hue,
+                color_key,
+                image,
+                brightness=brightness,
+                contrast=contrast,
+                saturation=saturation,
+                hue=hue,
             )
         if config.noise:
             image = augment.gaussian_noise(noise_key, image, sigma=config.noise)
@@ -68,9 +72,7 @@ def loss(config: RunConfig):
         del key
         logits = model(batch.images)
         losses = jax.vmap(
-            lambda f, y: cross_entropy(
-                f, y, offset=config.offset, temperature=config.temperature
-            )
+            lambda f, y: cross_entropy(f, y, offset=config.offset, temperature=config.temperature)
         )(logits, batch.labels)
         accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.labels)
         return jnp.mean(losses), {"accuracy": accuracy}

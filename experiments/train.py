@@ -48,10 +48,7 @@ def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
     steps = num_steps(len(data.train.labels), config.batch_size, config.epochs)
     model = setup.network(config)
     stored = configs.to_dict(config)
-    state = supervised.train(
-        model,
-        setup.loss(config),
-        data.train,
+    options = dict(
         max_value=data.max_value,
         optimizer=setup.optimizer(config, steps),
         num_steps=steps,
@@ -65,7 +62,12 @@ def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
         checkpoint_every=config.checkpoint_every,
         log_every=min(50, steps),
     )
-    Path(run_dir, "config.json").write_text(json.dumps(stored, indent=1) + "\n")
+    try:
+        state = supervised.train(model, setup.loss(config), data.train, **options)
+    except SystemExit:  # stopped and saved: what is there can be certified
+        _store(run_dir, stored)
+        raise
+    _store(run_dir, stored)
     print(
         f"trained {int(state.step)} steps of {config.batch_size} images in "
         f"{time.time() - started:.0f} s\n"
@@ -74,6 +76,10 @@ def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
         f"next: python -m experiments.certify {run_dir}"
     )
     return Path(run_dir)
+
+
+def _store(run_dir, stored):
+    Path(run_dir, "config.json").write_text(json.dumps(stored, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ import pytest
 import lipjax
 
 ROOT = Path(__file__).parents[1]
-MODULES = [
-    m.name for m in pkgutil.walk_packages(lipjax.__path__, "lipjax.") if "._" not in m.name
-]
+MODULES = [m.name for m in pkgutil.walk_packages(lipjax.__path__, "lipjax.") if "._" not in m.name]
 FLOORS = [
     {"typing", "_checks", "_numerics"},
     {"spectral", "sharding", "data"},

@@ -62,13 +62,26 @@ def _residual(name, module, *, conv, padding="zero"):
     if conv:
         apply = functools.partial(module.apply_conv, padding=padding)
         return Layer(
-            name, lambda key: module.init_conv(key, 3, 4), module.constrain_conv,
-            module.freeze_conv, apply, module.bound, (5, 6, 3),
-            functools.partial(lmi.of_conv, input_size=(3, 4), padding=padding), _longer_step,
+            name,
+            lambda key: module.init_conv(key, 3, 4),
+            module.constrain_conv,
+            module.freeze_conv,
+            apply,
+            module.bound,
+            (5, 6, 3),
+            functools.partial(lmi.of_conv, input_size=(3, 4), padding=padding),
+            _longer_step,
         )
     return Layer(
-        name, lambda key: module.init_dense(key, 10, 7), module.constrain_dense,
-        module.freeze_dense, module.apply_dense, module.bound, (10,), lmi.of_dense, _longer_step,
+        name,
+        lambda key: module.init_dense(key, 10, 7),
+        module.constrain_dense,
+        module.freeze_dense,
+        module.apply_dense,
+        module.bound,
+        (10,),
+        lmi.of_dense,
+        _longer_step,
     )
 
 
@@ -79,21 +92,52 @@ LAYERS = [
     _residual("cpl_dense", cpl, conv=False),
     _residual("cpl_conv", cpl, conv=True),
     Layer(
-        "aol_dense", lambda key: aol.init_dense(key, 10, 7), aol.constrain_dense,
-        aol.freeze_dense, aol.apply_dense, aol.bound, (10,), None, _larger_kernel, False,
+        "aol_dense",
+        lambda key: aol.init_dense(key, 10, 7),
+        aol.constrain_dense,
+        aol.freeze_dense,
+        aol.apply_dense,
+        aol.bound,
+        (10,),
+        None,
+        _larger_kernel,
+        False,
     ),
     Layer(
-        "aol_dense_wide", lambda key: aol.init_dense(key, 6, 9), aol.constrain_dense,
-        aol.freeze_dense, aol.apply_dense, aol.bound, (6,), None, _larger_kernel, False,
+        "aol_dense_wide",
+        lambda key: aol.init_dense(key, 6, 9),
+        aol.constrain_dense,
+        aol.freeze_dense,
+        aol.apply_dense,
+        aol.bound,
+        (6,),
+        None,
+        _larger_kernel,
+        False,
     ),
     Layer(
-        "aol_conv", lambda key: aol.init_conv(key, 3, 4), aol.constrain_conv,
-        aol.freeze_conv, aol.apply_conv, aol.bound, (5, 6, 3), None, _larger_kernel, False,
+        "aol_conv",
+        lambda key: aol.init_conv(key, 3, 4),
+        aol.constrain_conv,
+        aol.freeze_conv,
+        aol.apply_conv,
+        aol.bound,
+        (5, 6, 3),
+        None,
+        _larger_kernel,
+        False,
     ),
     Layer(
-        "aol_conv_strided", lambda key: aol.init_conv(key, 4, 3), aol.constrain_conv,
-        aol.freeze_conv, functools.partial(aol.apply_conv, strides=2, padding="circular"),
-        aol.bound, (4, 6, 4), None, _larger_kernel, False,
+        "aol_conv_strided",
+        lambda key: aol.init_conv(key, 4, 3),
+        aol.constrain_conv,
+        aol.freeze_conv,
+        functools.partial(aol.apply_conv, strides=2, padding="circular"),
+        aol.bound,
+        (4, 6, 4),
+        None,
+        _larger_kernel,
+        False,
     ),
 ]
 
@@ -122,7 +166,10 @@ class UpperBound:
 def _conv(padding, size, factor, **options):
     def fn(kernel):
         return conv_gram_iteration(
-            kernel, padding=padding, input_size=None if padding == "any" else size, num_iters=5,
+            kernel,
+            padding=padding,
+            input_size=None if padding == "any" else size,
+            num_iters=5,
             **options,
         )
 
@@ -148,9 +195,7 @@ def _power_iteration(matrix):
 
 
 BOUNDS = [
-    UpperBound(
-        "gram_iteration", gram_iteration, oracles.norm, (12, 9), 1.01, _power_iteration
-    ),
+    UpperBound("gram_iteration", gram_iteration, oracles.norm, (12, 9), 1.01, _power_iteration),
     _conv("circular", 6, 1.01),
     _conv("zero", 6, 1.2),
     _conv("any", 12, 1.1),
@@ -179,15 +224,27 @@ def _conv_norm(kernel):
 
 CONTRACTIONS = [
     Contraction(
-        "rescale", rescale, oracles.norm, (12, 9), 1.7,
+        "rescale",
+        rescale,
+        oracles.norm,
+        (12, 9),
+        1.7,
         lambda w: w / jnp.sqrt(jnp.sum(jnp.square(w), 0, keepdims=True)),
     ),
     Contraction(
-        "rescale_3", functools.partial(rescale, num_iters=3), oracles.norm, (9, 12), 1.2,
+        "rescale_3",
+        functools.partial(rescale, num_iters=3),
+        oracles.norm,
+        (9, 12),
+        1.2,
         lambda w: w / _power_iteration(w),
     ),
     Contraction(
-        "conv_rescale", conv_rescale, _conv_norm, (3, 3, 2, 3), 2.2,
+        "conv_rescale",
+        conv_rescale,
+        _conv_norm,
+        (3, 3, 2, 3),
+        2.2,
         lambda k: k / jnp.linalg.norm(k.reshape(-1, k.shape[-1]), ord=2),
     ),
 ]
@@ -248,4 +305,3 @@ CERTIFICATES = [
     ("margin.radius", lambda logits, h: margin.radius(logits, 0, lipschitz=1.0, head=h)),
     ("margin.certify", lambda logits, h: margin.certify(logits, lipschitz=1.0, head=h).radius),
 ]
-

@@ -71,21 +71,30 @@ def test_negative_control_a_single_constant_for_pairs_would_be_wrong():
     assert float(margin.radius(logits, 0, lipschitz=1.0, head=head)) <= 0.5 < wrong
 
 
-@pytest.mark.parametrize("logits,label,expected", [
-    ([1.0, 1.0, 0.0], 0, 0.0),
-    ([1.0, 1.0, 0.0], 1, 0.0),
-    ([1.0, 2.0], 0, 0.0),
-    ([np.nan, 1.0], 1, 0.0),
-    ([1.0, np.nan], 0, 0.0),
-    ([np.inf, 0.0], 0, 0.0),
-    ([np.inf, np.inf], 0, 0.0),
-    ([0.0], 0, np.inf),
-    ([0.0, -np.inf], 0, np.inf),
-])
+@pytest.mark.parametrize(
+    "logits,label,expected",
+    [
+        ([1.0, 1.0, 0.0], 0, 0.0),
+        ([1.0, 1.0, 0.0], 1, 0.0),
+        ([1.0, 2.0], 0, 0.0),
+        ([np.nan, 1.0], 1, 0.0),
+        ([1.0, np.nan], 0, 0.0),
+        ([np.inf, 0.0], 0, 0.0),
+        ([np.inf, np.inf], 0, 0.0),
+        ([0.0], 0, np.inf),
+        ([0.0, -np.inf], 0, np.inf),
+    ],
+)
 def test_edges(logits, label, expected):
     assert float(margin.radius(jnp.array(logits), label, lipschitz=1.0)) == expected
-    assert float(jax.jit(margin.radius, static_argnames="lipschitz")(
-        jnp.array(logits), jnp.int32(label), lipschitz=1.0)) == expected
+    assert (
+        float(
+            jax.jit(margin.radius, static_argnames="lipschitz")(
+                jnp.array(logits), jnp.int32(label), lipschitz=1.0
+            )
+        )
+        == expected
+    )
 
 
 def test_constant_networks_and_equal_class_vectors():
@@ -105,13 +114,16 @@ def test_constants_that_prove_nothing(bad):
     assert float(margin.radius(jnp.array([1.0, 0.0]), 0, lipschitz=1.0, head=head)) == 0
 
 
-@pytest.mark.parametrize("logits,constant,head,largest", [
-    ([3e38, -3e38], 1000.0, None, 4.3e35),
-    ([1e-30, 0.0], 1e-40, None, 7.1e9),
-    ([1e-30, 0.0], 1e-50, None, 7.1e19),
-    ([1e-30, 0.0], 1.0, [[1e-40, 0.0]], 1.1e10),
-    ([1e-20, 0.0], 1e-20, [[1e-25, 0.0]], 1.1e25),
-])
+@pytest.mark.parametrize(
+    "logits,constant,head,largest",
+    [
+        ([3e38, -3e38], 1000.0, None, 4.3e35),
+        ([1e-30, 0.0], 1e-40, None, 7.1e9),
+        ([1e-30, 0.0], 1e-50, None, 7.1e19),
+        ([1e-30, 0.0], 1.0, [[1e-40, 0.0]], 1.1e10),
+        ([1e-20, 0.0], 1e-20, [[1e-25, 0.0]], 1.1e25),
+    ],
+)
 def test_underflow_and_overflow_never_give_infinity(logits, constant, head, largest):
     head = None if head is None else jnp.array(head)
     got = margin.radius(jnp.array(logits), 0, lipschitz=constant, head=head)
@@ -173,9 +185,15 @@ def test_certify_predicts_and_abstains():
     assert float(certificate.radius[0]) > 1.41 and not np.asarray(certificate.radius[1:]).any()
 
 
-@pytest.mark.parametrize("kind,fine", [
-    ("upper", True), ("exact", True), ("lower", False), ("estimate", False),
-])
+@pytest.mark.parametrize(
+    "kind,fine",
+    [
+        ("upper", True),
+        ("exact", True),
+        ("lower", False),
+        ("estimate", False),
+    ],
+)
 def test_only_proved_bounds_certify(kind, fine):
     logits, bound = jnp.array([1.0, 0.0]), Bound(1.0, kind)
     if fine:
@@ -194,18 +212,27 @@ def test_certified_accuracy_is_strict_and_counts_nan_as_lost():
     assert float(margin.certified_accuracy(radii[:1], correct[:1], 0.1)) == 1
 
 
-@pytest.mark.parametrize("call,word", [
-    (lambda: margin.radius(jnp.ones((2, 3)), 0, lipschitz=1.0), "logits has shape.*jax.vmap"),
-    (lambda: margin.radius(jnp.ones(3), 0, lipschitz=-1.0), "lipschitz is -1.0"),
-    (lambda: margin.radius(jnp.ones(3), 0, lipschitz=1.0, head=jnp.ones((4, 2))), "head has shape"),
-    (lambda: margin.radius(jnp.ones(3), 0.5, lipschitz=1.0), "label has dtype"),
-    (lambda: margin.radius(jnp.ones(3, jnp.bfloat16), 0, lipschitz=1.0), "logits has dtype"),
-    (lambda: margin.radius(jnp.ones(3), 0, lipschitz=1.0, logit_error=-1.0), "logit_error"),
-    (lambda: margin.margin(jnp.ones(0), 0), "logits has shape"),
-    (lambda: margin.certified_accuracy(jnp.ones(2), jnp.ones(2), 0.1), "correct has dtype"),
-    (lambda: margin.certified_accuracy(jnp.ones(0), jnp.ones(0, bool), 0.1), "radii has shape"),
-    (lambda: margin.certified_accuracy(jnp.ones(2), jnp.ones(3, bool), 0.1), "correct has shape"),
-])
+@pytest.mark.parametrize(
+    "call,word",
+    [
+        (lambda: margin.radius(jnp.ones((2, 3)), 0, lipschitz=1.0), "logits has shape.*jax.vmap"),
+        (lambda: margin.radius(jnp.ones(3), 0, lipschitz=-1.0), "lipschitz is -1.0"),
+        (
+            lambda: margin.radius(jnp.ones(3), 0, lipschitz=1.0, head=jnp.ones((4, 2))),
+            "head has shape",
+        ),
+        (lambda: margin.radius(jnp.ones(3), 0.5, lipschitz=1.0), "label has dtype"),
+        (lambda: margin.radius(jnp.ones(3, jnp.bfloat16), 0, lipschitz=1.0), "logits has dtype"),
+        (lambda: margin.radius(jnp.ones(3), 0, lipschitz=1.0, logit_error=-1.0), "logit_error"),
+        (lambda: margin.margin(jnp.ones(0), 0), "logits has shape"),
+        (lambda: margin.certified_accuracy(jnp.ones(2), jnp.ones(2), 0.1), "correct has dtype"),
+        (lambda: margin.certified_accuracy(jnp.ones(0), jnp.ones(0, bool), 0.1), "radii has shape"),
+        (
+            lambda: margin.certified_accuracy(jnp.ones(2), jnp.ones(3, bool), 0.1),
+            "correct has shape",
+        ),
+    ],
+)
 def test_bad_input_is_named(call, word):
     with pytest.raises(ValueError, match=word):
         call()

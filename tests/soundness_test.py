@@ -69,8 +69,10 @@ class TestLayers:
     def test_jacobian_at_most_one_where_it_is_largest(self, layer, seeded_key):
         weights = layer.constrain(layer.init(seeded_key))
         found = lipschitz_lower_bound(
-            seeded_key, jax.tree_util.Partial(jax.vmap(layer.apply, (None, 0)), weights),
-            self.points(layer), num_ascent_steps=10,
+            seeded_key,
+            jax.tree_util.Partial(jax.vmap(layer.apply, (None, 0)), weights),
+            self.points(layer),
+            num_ascent_steps=10,
         )
         assert found.kind == "lower" and 0.1 < float(found.value) <= 1 + 1e-5
 
@@ -132,8 +134,9 @@ class TestLayers:
         weights = layer.constrain(layer.init(jax.random.key(2)))
         for scale in (0.1, 3.0):
             norms = [
-                oracles.norm(np.asarray(jax.jacobian(
-                    lambda x: layer.apply(weights, x, activation=name))(x)))
+                oracles.norm(
+                    np.asarray(jax.jacobian(lambda x: layer.apply(weights, x, activation=name))(x))
+                )
                 for x in scale * self.points(layer, 4)
             ]
             assert max(norms) <= 1 + 1e-5
@@ -153,8 +156,9 @@ class TestLayers:
         cheat = activations.Activation("cheat", jnp.abs, (0.0, 1.0))
         weights = layer.constrain(self.orthonormal(layer))
         norms = [
-            oracles.norm(np.asarray(jax.jacobian(
-                lambda x: layer.apply(weights, x, activation=cheat))(x)))
+            oracles.norm(
+                np.asarray(jax.jacobian(lambda x: layer.apply(weights, x, activation=cheat))(x))
+            )
             for x in self.points(layer)
         ]
         assert max(norms) > 1.5

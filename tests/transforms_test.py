@@ -9,7 +9,6 @@ import pytest
 from tests import families
 
 
-
 def counted(fn):
     """The jitted function and a list that grows by one at each trace."""
     traces = []

@@ -26,7 +26,9 @@ def test_products_of_many_round_up():
 def test_products_of_arrays_round_up():
     for one in (np.float32, jnp.float32):
         product = Bound(one(1.1), "upper") * Bound(one(1.3), "upper")
-        assert np.float64(product.value) >= np.float64(np.float32(1.1)) * np.float64(np.float32(1.3))
+        assert np.float64(product.value) >= np.float64(np.float32(1.1)) * np.float64(
+            np.float32(1.3)
+        )
 
 
 def test_is_a_pytree_with_a_static_kind():

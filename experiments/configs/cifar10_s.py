@@ -1,6 +1,7 @@
 """CIFAR-10 with the published S network and recipe (Araujo et al. 2023).
 
-command: python -m experiments.train cifar10_s --data-dir DIR && python -m experiments.certify runs/cifar10_s --data-dir DIR
+command: python -m experiments.train cifar10_s --data-dir DIR
+         python -m experiments.certify runs/cifar10_s --data-dir DIR
 """
 
 from experiments.config import RunConfig

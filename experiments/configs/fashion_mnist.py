@@ -1,6 +1,7 @@
 """Fashion-MNIST with a small convolutional SLL network.
 
-command: python -m experiments.train fashion_mnist --data-dir DIR && python -m experiments.certify runs/fashion_mnist --data-dir DIR
+command: python -m experiments.train fashion_mnist --data-dir DIR
+         python -m experiments.certify runs/fashion_mnist --data-dir DIR
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """MNIST with a small convolutional SLL network.
 
-command: python -m experiments.train mnist --data-dir DIR && python -m experiments.certify runs/mnist --data-dir DIR
+command: python -m experiments.train mnist --data-dir DIR
+         python -m experiments.certify runs/mnist --data-dir DIR
 """
 
 import dataclasses

@@ -33,7 +33,9 @@ class Attack(NamedTuple):
     distance: Array
 
 
-def search(keys, fn, x, label, targets, eps, step_size, bounds, *, num_steps, norm, unroll=False) -> Attack:
+def search(
+    keys, fn, x, label, targets, eps, step_size, bounds, *, num_steps, norm, unroll=False
+) -> Attack:
     """Runs every restart on every example: `x [n, ...]`, `targets [n, restarts]`, `eps [n]`."""
     shape, (n, restarts) = x.shape[1:], targets.shape
     x = x.reshape(n, 1, -1)

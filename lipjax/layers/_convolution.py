@@ -79,4 +79,3 @@ def adjoint(
 def add_bias(x: Array, bias: Array) -> Array:
     """`x + bias` over the last axis."""
     return x + jnp.broadcast_to(bias, x.shape)
-

@@ -112,9 +112,7 @@ def residual_bound(weights: Residual) -> Bound:
     If `T` dominates `W^T W` up to a factor r, the form is r times a 1-Lipschitz one minus
     `(r - 1) x`, so the constant is at most `max(1, 2 r - 1)`. Needs a slope-restricted activation.
     """
-    ratio = _numerics.on_host_float64(
-        _squared_norm, weights.kernel, weights.log_q, weights.step
-    )
+    ratio = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, weights.step)
     return Bound(max(1.0, at_least(2 * at_least(ratio) - 1)), "upper")
 
 

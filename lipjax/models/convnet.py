@@ -1,7 +1,7 @@
 """The convolutional networks of the SLL paper, in its four sizes and smaller ones.
 
-Shift the input by its mean, move pixel blocks into channels if asked, pad the channels with zeros to the width, apply the convolutional
-layers, pool, flatten, apply the dense layers, and read the classes off a normalized head. Every
+Shift the input by its mean, move pixel blocks into channels if asked, pad the channels with zeros
+to the width, apply the convolutional layers, pool, flatten, apply the dense layers, and read the classes off a normalized head. Every
 part is 1-Lipschitz, so the features are, whatever the parameters.
 
 Reference: Araujo et al. (2023), https://arxiv.org/abs/2303.03169.
@@ -125,12 +125,22 @@ SIZES = {
     "L": ConvNetConfig(conv_depth=50, conv_width=90, dense_depth=10, mean=CIFAR10_MEAN),
     "XL": ConvNetConfig(conv_depth=70, conv_width=120, dense_depth=15, mean=CIFAR10_MEAN),
     "digits": ConvNetConfig(
-        image_shape=(8, 8, 1), conv_depth=0, pool=1, dense_depth=12, dense_width=256,
+        image_shape=(8, 8, 1),
+        conv_depth=0,
+        pool=1,
+        dense_depth=12,
+        dense_width=256,
         dense_hidden=256,
     ),
     "mnist": ConvNetConfig(
-        image_shape=(28, 28, 1), patch=2, conv_depth=4, conv_width=16, conv_hidden=16, pool=2,
-        dense_depth=6, dense_hidden=512,
+        image_shape=(28, 28, 1),
+        patch=2,
+        conv_depth=4,
+        conv_width=16,
+        conv_hidden=16,
+        pool=2,
+        dense_depth=6,
+        dense_hidden=512,
     ),
 }
 """The published sizes for CIFAR-10 (S, M, L, XL), and two for smaller images."""

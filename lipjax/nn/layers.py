@@ -61,9 +61,7 @@ class _ResidualConv(Constrained):
         return self.module.constrain_conv(params)
 
     def apply(self, weights, x):
-        return self.module.apply_conv(
-            weights, x, activation=self.activation, padding=self.padding
-        )
+        return self.module.apply_conv(weights, x, activation=self.activation, padding=self.padding)
 
     def freeze_params(self, params):
         return self.module.freeze_conv(params)

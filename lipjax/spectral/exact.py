@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -82,7 +81,10 @@ def conv_spectral_norm(
     if padding == "zero":
         return spectral_norm(_matrix_of_zero_padded(kernel, size, strides))
     grouped, grid, _ = torus_problem(
-        split_groups(kernel, 1), padding=padding, input_size=size, strides=strides,
+        split_groups(kernel, 1),
+        padding=padding,
+        input_size=size,
+        strides=strides,
         dilation=(1,) * dims,
     )
     taps = grouped.reshape(-1, *grouped.shape[-2:])

@@ -41,8 +41,11 @@ def test_conv_step_covers_the_operator_at_every_size():
             norm = oracles.norm(oracles.conv_matrix(params.kernel, size, padding=padding))
             assert step <= 2 / norm**2
     tighter = float(cpl.constrain_conv(params, padding="zero", input_size=4).step[0])
-    assert step <= tighter <= 2 / oracles.norm(
-        oracles.conv_matrix(params.kernel, 4, padding="zero")) ** 2
+    assert (
+        step
+        <= tighter
+        <= 2 / oracles.norm(oracles.conv_matrix(params.kernel, 4, padding="zero")) ** 2
+    )
 
 
 def test_equals_sll_where_both_diagonals_agree():
@@ -66,7 +69,5 @@ def test_only_the_direction_of_the_kernel_matters():
 def test_tiny_and_zero_kernels_stay_finite():
     for scale in (0.0, 1e-42, 1e-30):
         kernel = np.float32(scale) * np.ones((4, 3), np.float32)
-        y = cpl.apply_dense(
-            cpl.constrain_dense(cpl.Params(kernel, jnp.zeros(3))), jnp.ones(4)
-        )
+        y = cpl.apply_dense(cpl.constrain_dense(cpl.Params(kernel, jnp.zeros(3))), jnp.ones(4))
         assert np.isfinite(y).all()

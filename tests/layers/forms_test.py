@@ -13,10 +13,18 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("padding", ["zero", "circular"])
-@pytest.mark.parametrize("window,size,strides", [
-    ((3, 3), (5, 6), 1), ((2, 2), (5, 4), 1), ((4, 1), (6, 5), 1), ((5, 3), (4, 4), 2),
-    ((3,), (7,), 1), ((2, 3, 2), (3, 4, 3), 1), ((3, 3), (2, 2), 1),
-])
+@pytest.mark.parametrize(
+    "window,size,strides",
+    [
+        ((3, 3), (5, 6), 1),
+        ((2, 2), (5, 4), 1),
+        ((4, 1), (6, 5), 1),
+        ((5, 3), (4, 4), 2),
+        ((3,), (7,), 1),
+        ((2, 3, 2), (3, 4, 3), 1),
+        ((3, 3), (2, 2), 1),
+    ],
+)
 def test_adjoint_identity(window, size, strides, padding):
     kernel = RNG.normal(size=(*window, 2, 3)).astype(np.float32)
     x = RNG.normal(size=(2, *size, 2)).astype(np.float32)
@@ -59,8 +67,9 @@ def test_epsilon_on_the_wrong_side_is_seen_by_the_bound():
     q, eps = np.full(8, 1e-8, np.float32), 1e-6
     gram = np.abs(kernel.T @ kernel)
     t = (gram * (q[None, :] / (np.abs(q[:, None]) + eps))).sum(1)
-    wrong = forms.Residual(kernel, np.zeros(8, np.float32), (2 / t).astype(np.float32),
-                           np.zeros(8, np.float32))
+    wrong = forms.Residual(
+        kernel, np.zeros(8, np.float32), (2 / t).astype(np.float32), np.zeros(8, np.float32)
+    )
     x = 1e3 * RNG.normal(size=8).astype(np.float32)
     slope = oracles.norm(np.asarray(jax.jacobian(lambda x: sll.apply_dense(wrong, x))(x)))
     assert slope > 50 and forms.residual_bound(wrong).value >= slope

@@ -34,8 +34,10 @@ def test_sandwich_solution_is_exactly_on_the_edge():
         a, b = q[:3].T, q[3:].T
         psi = np.exp(RNG.normal(size=3))
         matrices = lmi.Matrices(
-            jnp.zeros((3, 4)), jnp.asarray(np.sqrt(2) * a.T * psi),
-            jnp.asarray(np.sqrt(2) * b.T / psi), jnp.asarray(psi**2),
+            jnp.zeros((3, 4)),
+            jnp.asarray(np.sqrt(2) * a.T * psi),
+            jnp.asarray(np.sqrt(2) * b.T / psi),
+            jnp.asarray(psi**2),
         )
         assert -1e-9 <= smallest(matrices) <= 1e-9
 
@@ -62,9 +64,15 @@ def test_negative_control_diagonal_below_the_gram_matrix():
             assert (smallest(lmi.of_dense(weights)) >= -1e-9) == sound
 
 
-@pytest.mark.parametrize("position,shape,word", [
-    (0, (4, 3), "skip"), (1, (3, 5), "outer"), (3, (3,), "multiplier"), (2, (4,), "inner"),
-])
+@pytest.mark.parametrize(
+    "position,shape,word",
+    [
+        (0, (4, 3), "skip"),
+        (1, (3, 5), "outer"),
+        (3, (3,), "multiplier"),
+        (2, (4,), "inner"),
+    ],
+)
 def test_shapes_that_do_not_fit_are_named(position, shape, word):
     arrays = [jnp.ones((3, 4)), jnp.ones((3, 2)), jnp.ones((4, 2)), jnp.ones(2)]
     arrays[position] = jnp.ones(shape)

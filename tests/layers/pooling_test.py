@@ -58,13 +58,16 @@ def test_batches():
     assert pooling.average_pool(x, 2).shape == (3, 2, 3, 2)
 
 
-@pytest.mark.parametrize("call,word", [
-    (lambda x: pooling.average_pool(x, 4), "window is 4"),
-    (lambda x: pooling.average_pool(x, 0), "window is 0"),
-    (lambda x: pooling.average_pool(x[0], 2), "x has shape"),
-    (lambda x: pooling.pad_channels(x, 1), "channels is 1"),
-    (lambda x: pooling.first_channels(x, 3), "channels is 3"),
-])
+@pytest.mark.parametrize(
+    "call,word",
+    [
+        (lambda x: pooling.average_pool(x, 4), "window is 4"),
+        (lambda x: pooling.average_pool(x, 0), "window is 0"),
+        (lambda x: pooling.average_pool(x[0], 2), "x has shape"),
+        (lambda x: pooling.pad_channels(x, 1), "channels is 1"),
+        (lambda x: pooling.first_channels(x, 3), "channels is 3"),
+    ],
+)
 def test_bad_sizes_are_named(call, word):
     with pytest.raises(ValueError, match=word):
         call(jnp.ones(SHAPE))

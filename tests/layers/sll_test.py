@@ -20,9 +20,7 @@ def test_step_is_the_formula():
     p = params(q=0.7)
     gram = np.abs(np.float64(p.kernel).T @ np.float64(p.kernel))
     r = np.exp(np.float64(p.log_q))
-    np.testing.assert_allclose(
-        sll.constrain_dense(p).step, 2 / (gram @ r / r), rtol=2e-3
-    )
+    np.testing.assert_allclose(sll.constrain_dense(p).step, 2 / (gram @ r / r), rtol=2e-3)
 
 
 def test_weights_act_in_convolutions_too():
@@ -66,7 +64,8 @@ def test_pointwise_convolution_is_the_dense_layer():
     conv = sll.Params(p.kernel[None, None], p.bias, p.log_q)
     x = RNG.normal(size=(4, 3, 5)).astype(np.float32)
     np.testing.assert_allclose(
-        sll.apply_conv(sll.constrain_conv(conv), x), sll.apply_dense(sll.constrain_dense(p), x),
+        sll.apply_conv(sll.constrain_conv(conv), x),
+        sll.apply_dense(sll.constrain_dense(p), x),
         atol=2e-3,
     )
 
@@ -77,7 +76,9 @@ def test_scale_of_the_parameters_does_not_matter():
     x = RNG.normal(size=12).astype(np.float32)
     np.testing.assert_allclose(
         sll.apply_dense(sll.constrain_dense(p), x),
-        sll.apply_dense(sll.constrain_dense(scaled), x), rtol=1e-5, atol=1e-5,
+        sll.apply_dense(sll.constrain_dense(scaled), x),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -104,12 +105,15 @@ def test_gradients_for_kernels_of_any_scale(scale):
     )
 
 
-@pytest.mark.parametrize("call,word", [
-    (lambda key: sll.init_dense(key, 0, 3), "features is 0"),
-    (lambda key: sll.init_conv(key, 3, 4, kernel_size=(3, 3, 3)), "kernel_size"),
-    (lambda key: sll.init_conv(key, 3, 4, dims=4), "dims is 4"),
-    (lambda key: sll.init_conv(key, 3, 4, kernel_size=0), "kernel_size is 0"),
-])
+@pytest.mark.parametrize(
+    "call,word",
+    [
+        (lambda key: sll.init_dense(key, 0, 3), "features is 0"),
+        (lambda key: sll.init_conv(key, 3, 4, kernel_size=(3, 3, 3)), "kernel_size"),
+        (lambda key: sll.init_conv(key, 3, 4, dims=4), "dims is 4"),
+        (lambda key: sll.init_conv(key, 3, 4, kernel_size=0), "kernel_size is 0"),
+    ],
+)
 def test_bad_sizes_are_named(call, word):
     with pytest.raises(ValueError, match=word):
         call(jax.random.key(0))

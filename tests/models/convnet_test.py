@@ -13,8 +13,15 @@ from lipjax.attacks import lipschitz_lower_bound, pgd
 from lipjax.models import SIZES, ConvNetConfig, LipschitzConvNet, num_parameters
 
 SMALL = ConvNetConfig(
-    image_shape=(8, 8, 2), num_classes=4, conv_depth=2, conv_width=6, conv_hidden=3, pool=2,
-    dense_depth=2, dense_hidden=16, mean=(0.3, 0.5),
+    image_shape=(8, 8, 2),
+    num_classes=4,
+    conv_depth=2,
+    conv_width=6,
+    conv_hidden=3,
+    pool=2,
+    dense_depth=2,
+    dense_hidden=16,
+    mean=(0.3, 0.5),
 )
 
 
@@ -45,8 +52,12 @@ def test_input_normalization_is_counted():
 
 
 def test_circular_dense_only_and_patched_networks():
-    for changes in ({"conv_depth": 0}, {"dense_depth": 0}, {"patch": 2, "conv_width": 8},
-                    {"dense_width": 200}):
+    for changes in (
+        {"conv_depth": 0},
+        {"dense_depth": 0},
+        {"patch": 2, "conv_width": 8},
+        {"dense_width": 200},
+    ):
         config = dataclasses.replace(SMALL, **changes)
         model = LipschitzConvNet(config, rngs=nnx.Rngs(0))
         assert model(jnp.ones((3, 8, 8, 2))).shape == (3, 4)
@@ -95,12 +106,19 @@ def test_a_network_exports_for_accelerators():
     assert exported.platforms == ("tpu", "cuda")
 
 
-@pytest.mark.parametrize("changes,word", [
-    ({"layer": "resnet"}, "layer is 'resnet'"), ({"pool": 3}, "pool is 3"),
-    ({"conv_width": 1}, "conv_width is 1"), ({"dense_width": 5}, "dense_width is 5"),
-    ({"mean": (0.1, 0.2, 0.3)}, "mean"), ({"std": (0.0,)}, "std"), ({"num_classes": 0}, "classes"),
-    ({"image_shape": (8, 8)}, "image_shape"),
-])
+@pytest.mark.parametrize(
+    "changes,word",
+    [
+        ({"layer": "resnet"}, "layer is 'resnet'"),
+        ({"pool": 3}, "pool is 3"),
+        ({"conv_width": 1}, "conv_width is 1"),
+        ({"dense_width": 5}, "dense_width is 5"),
+        ({"mean": (0.1, 0.2, 0.3)}, "mean"),
+        ({"std": (0.0,)}, "std"),
+        ({"num_classes": 0}, "classes"),
+        ({"image_shape": (8, 8)}, "image_shape"),
+    ],
+)
 def test_bad_configs_are_named(changes, word):
     with pytest.raises(ValueError, match=word):
         dataclasses.replace(SMALL, **changes)

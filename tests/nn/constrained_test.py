@@ -60,17 +60,13 @@ def test_gram_matrices_are_formed_once_per_step_with_micro_batches():
 
     from lipjax.training import init_state, make_step
 
-    deep = nn.Stack(
-        lambda rngs: nn.SLLDense(6, 4, rngs=rngs), 2, unroll=True, rngs=nnx.Rngs(0)
-    )
+    deep = nn.Stack(lambda rngs: nn.SLLDense(6, 4, rngs=rngs), 2, unroll=True, rngs=nnx.Rngs(0))
 
     def loss_fn(module, batch, key):
         return (module(batch) ** 2).mean(), {}
 
     def gram_products(parts):
-        step = make_step(
-            loss_fn, optax.sgd(0.1), constrain=nn.constrain, num_microbatches=parts
-        )
+        step = make_step(loss_fn, optax.sgd(0.1), constrain=nn.constrain, num_microbatches=parts)
         state = init_state(jax.random.key(0), deep, optax.sgd(0.1))
         text = step.lower(state, jnp.ones((8, 6))).as_text()
         # Only the constraint asks for the highest precision.

@@ -59,7 +59,7 @@ def test_never_below_the_operator(name, padding):
     for size in sizes:
         truth = [oracles.norm(oracles.conv_matrix(k, size, padding=padding)) for k in kernels]
         bound = jax.vmap(
-            lambda k: conv_gram_iteration(k, padding=padding, input_size=size, num_iters=5)
+            lambda k, n=size: conv_gram_iteration(k, padding=padding, input_size=n, num_iters=5)
         )(kernels)
         assert (truth <= np.asarray(bound, np.float64)).all(), size
         if padding == "circular":
@@ -86,9 +86,16 @@ def test_any_padding_is_tight_on_large_images():
     assert float(conv_gram_iteration(kernel, padding="any", num_iters=6)) <= truth * 1.03
 
 
-@pytest.mark.parametrize("shape,strides", [
-    ((3, 3, 2, 3), 2), ((2, 2, 2, 2), 2), ((5, 3, 1, 4), (2, 3)), ((1, 1, 2, 2), 3), ((3, 2, 2), 2),
-])
+@pytest.mark.parametrize(
+    "shape,strides",
+    [
+        ((3, 3, 2, 3), 2),
+        ((2, 2, 2, 2), 2),
+        ((5, 3, 1, 4), (2, 3)),
+        ((1, 1, 2, 2), 3),
+        ((3, 2, 2), 2),
+    ],
+)
 def test_strides(shape, strides):
     kernels = batch(*shape, count=8)
 
@@ -98,9 +105,7 @@ def test_strides(shape, strides):
         return np.asarray(jax.vmap(lambda k: conv_gram_iteration(k, **options))(kernels), float)
 
     def truth(size, padding):
-        matrices = [
-            oracles.conv_matrix(k, size, padding=padding, strides=strides) for k in kernels
-        ]
+        matrices = [oracles.conv_matrix(k, size, padding=padding, strides=strides) for k in kernels]
         return np.array([oracles.norm(m) for m in matrices])
 
     circular, anywhere = truth(6, "circular"), bound("any")
@@ -124,16 +129,22 @@ def test_strides_with_sizes_they_do_not_divide():
 
 
 @pytest.mark.parametrize("padding", ["circular", "zero", "any"])
-@pytest.mark.parametrize("shape,dilation,strides", [
-    ((3, 3, 2, 2), (2, 3), 1), ((2, 2, 2, 2), 2, 1), ((3, 2, 2), 2, 2), ((2, 2, 2), 3, 2),
-])
+@pytest.mark.parametrize(
+    "shape,dilation,strides",
+    [
+        ((3, 3, 2, 2), (2, 3), 1),
+        ((2, 2, 2, 2), 2, 1),
+        ((3, 2, 2), 2, 2),
+        ((2, 2, 2), 3, 2),
+    ],
+)
 def test_dilation(shape, dilation, strides, padding):
     kernels = batch(*shape, count=8)
     options = dict(strides=strides, dilation=dilation)
     size = None if padding == "any" else 6
-    bound = jax.vmap(lambda k: conv_gram_iteration(
-        k, padding=padding, input_size=size, num_iters=5, **options
-    ))(kernels)
+    bound = jax.vmap(
+        lambda k: conv_gram_iteration(k, padding=padding, input_size=size, num_iters=5, **options)
+    )(kernels)
     for actual in ("circular", "zero") if padding == "any" else (padding,):
         truth = [
             oracles.norm(oracles.conv_matrix(k, 6, padding=actual, **options)) for k in kernels
@@ -146,9 +157,7 @@ def test_dilation(shape, dilation, strides, padding):
 def test_groups_take_the_largest_not_the_product(groups, shape, padding):
     kernel = gaussian(*shape) * 0.1
     truth = oracles.norm(oracles.conv_matrix(kernel, 5, padding=padding, groups=groups))
-    bound = conv_gram_iteration(
-        kernel, padding=padding, input_size=5, groups=groups, num_iters=6
-    )
+    bound = conv_gram_iteration(kernel, padding=padding, input_size=5, groups=groups, num_iters=6)
     assert truth <= float(bound) <= truth * 1.2
 
 
@@ -244,16 +253,19 @@ def test_exact_reference(shape, padding):
     np.testing.assert_allclose(exact, truth, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options,word", [
-    (dict(padding="reflect", input_size=5), "padding is 'reflect'"),
-    (dict(padding="zero"), "input_size is None"),
-    (dict(padding="zero", input_size=(5, 5, 5)), "input_size"),
-    (dict(padding="zero", input_size=0), "input_size"),
-    (dict(padding="any", groups=5), "groups is 5"),
-    (dict(padding="any", strides=0), "strides"),
-    (dict(padding="any", dilation=(1,)), "dilation"),
-    (dict(padding="any", num_iters=0), "num_iters"),
-])
+@pytest.mark.parametrize(
+    "options,word",
+    [
+        (dict(padding="reflect", input_size=5), "padding is 'reflect'"),
+        (dict(padding="zero"), "input_size is None"),
+        (dict(padding="zero", input_size=(5, 5, 5)), "input_size"),
+        (dict(padding="zero", input_size=0), "input_size"),
+        (dict(padding="any", groups=5), "groups is 5"),
+        (dict(padding="any", strides=0), "strides"),
+        (dict(padding="any", dilation=(1,)), "dilation"),
+        (dict(padding="any", num_iters=0), "num_iters"),
+    ],
+)
 def test_bad_options_are_named(options, word):
     with pytest.raises(ValueError, match=word):
         conv_gram_iteration(gaussian(3, 3, 2, 3), **options)

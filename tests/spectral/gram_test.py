@@ -84,10 +84,17 @@ def test_scales(scale):
         assert (bound <= truth * (1 + 1e-3)).all()
 
 
-@pytest.mark.parametrize("name,num_iters,excess", [
-    ("gaussian", 6, 2e-4), ("trained-like", 2, 2e-4), ("orthogonal", 6, 1e-2), ("row", 1, 1e-5),
-    ("double", 4, 1e-4), ("repeated", 4, 2.5e-2),
-])
+@pytest.mark.parametrize(
+    "name,num_iters,excess",
+    [
+        ("gaussian", 6, 2e-4),
+        ("trained-like", 2, 2e-4),
+        ("orthogonal", 6, 1e-2),
+        ("row", 1, 1e-5),
+        ("double", 4, 1e-4),
+        ("repeated", 4, 2.5e-2),
+    ],
+)
 def test_tight_in_float32(name, num_iters, excess):
     matrix = as32(MATRICES[name])
     assert float(gram_iteration(matrix, num_iters=num_iters)) <= oracles.norm(matrix) * (1 + excess)
@@ -174,10 +181,15 @@ def test_overflow_gives_infinity_not_a_finite_bound():
     assert np.isposinf(gram_iteration(huge))
 
 
-@pytest.mark.parametrize("bad,word", [
-    (jnp.ones(3), "axes"), (jnp.ones((0, 3)), "length 0"), (jnp.ones((2, 2), jnp.int32), "dtype"),
-    (jnp.ones((2, 2), jnp.bfloat16), "dtype"),
-])
+@pytest.mark.parametrize(
+    "bad,word",
+    [
+        (jnp.ones(3), "axes"),
+        (jnp.ones((0, 3)), "length 0"),
+        (jnp.ones((2, 2), jnp.int32), "dtype"),
+        (jnp.ones((2, 2), jnp.bfloat16), "dtype"),
+    ],
+)
 def test_bad_matrices_are_named(bad, word):
     with pytest.raises(ValueError, match=f"matrix.*{word}"):
         gram_iteration(bad)

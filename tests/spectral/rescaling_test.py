@@ -140,7 +140,11 @@ def test_negative_control_reflecting_padding_exceeds_one():
     size = 4
     wide = np.pad(np.eye(size * size).reshape(-1, size, size), ((0, 0), (1, 1), (1, 1)), "reflect")
     rows = [
-        [(image[i : i + 3, j : j + 3] * kernel[:, :, 0, 0]).sum() for i in range(4) for j in range(4)]
+        [
+            (image[i : i + 3, j : j + 3] * kernel[:, :, 0, 0]).sum()
+            for i in range(4)
+            for j in range(4)
+        ]
         for image in wide
     ]
     assert oracles.norm(np.array(rows)) > 1.05

@@ -1,0 +1,41 @@
+# make demo   trains a 1-Lipschitz network on the digits, certifies and attacks it, draws the figure
+# make test   all tests; make test-quick: a quick part of them
+# Both set up what they need in $(VENV). Another Python: make test PYTHON=python3.13 VENV=.venv-3.13
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+READY = $(VENV)/.ready
+QUICK = tests/typing_test.py tests/margin_test.py tests/layers tests/spectral/gram_test.py \
+  tests/training/step_test.py tests/training/checkpoint_test.py tests/nn/layers_test.py \
+  tests/data/digits_test.py tests/attacks/pgd_test.py tests/contracts_test.py
+
+.PHONY: demo test test-quick lint notebooks clean
+
+demo: $(READY)
+	$(RUN) -m experiments.train digits
+	$(RUN) -m experiments.certify runs/digits
+
+test: $(READY)
+	$(RUN) -m pytest tests lipjax $(ARGS)
+
+test-quick: $(READY)
+	$(RUN) -m pytest $(QUICK) $(ARGS)
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+notebooks: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+	$(RUN) -m jupytext --quiet --to ipynb notebooks/*.py
+	$(VENV)/bin/jupyter execute --inplace notebooks/*.ipynb
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), f"lipjax needs Python 3.11 to 3.13, not {sys.version}"'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,experiments,data]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,65 @@
+"""Configs: overrides by name and type, a round trip through JSON, and errors that say what fits."""
+
+import json
+
+import pytest
+
+from experiments import config as configs
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_every_config_loads_and_survives_json(name):
+    config = configs.load(name)
+    assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_every_config_opens_with_command_time_and_result(name):
+    import importlib
+
+    text = importlib.import_module(f"experiments.configs.{name}").__doc__
+    assert all(f"{word}:" in text for word in ("command", "time", "result"))
+
+
+def test_overrides():
+    config = configs.override(
+        configs.load("digits"),
+        [
+            "epochs=3",
+            "model.layer=cpl",
+            "flip=True",
+            "radii=0.1,0.2",
+            "betas=(0.9, 0.99)",
+            "model.dense_width=None",
+        ],
+    )
+    assert (config.epochs, config.model.layer, config.flip) == (3, "cpl", True)
+    assert (config.radii, config.betas) == ((0.1, 0.2), (0.9, 0.99))
+    assert config.model.dense_width is None
+    assert config.model.dense_depth == configs.load("digits").model.dense_depth
+
+
+@pytest.mark.parametrize(
+    "assignment,word",
+    [
+        ("epoch=3", "'epoch' is no field; the fields are data, model.layer"),
+        ("epochs", "must have the form field=value"),
+        ("epochs=many", "wrong type"),
+        ("epochs=0", "epochs is 0"),
+        ("flip=maybe", "flip is 'maybe'"),
+        ("model.layer=resnet", "wrong type|layer is 'resnet'"),
+        ("data=imagenet", "data is 'imagenet'"),
+        ("jitter=0.1", "jitter is"),
+        ("num_microbatches=3", "num_microbatches is 3"),
+    ],
+)
+def test_bad_assignments_are_named(assignment, word):
+    with pytest.raises(ValueError, match=word):
+        configs.override(configs.load("digits"), [assignment])
+
+
+def test_unknown_config_and_run_are_named(tmp_path):
+    with pytest.raises(ValueError, match="CONFIG is 'cifar'"):
+        configs.load("cifar")
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        configs.read_run(tmp_path)
