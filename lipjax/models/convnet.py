@@ -1,8 +1,9 @@
 """The convolutional networks of the SLL paper, in its four sizes and smaller ones.
 
 Shift the input by its mean, move pixel blocks into channels if asked, pad the channels with zeros
-to the width, apply the convolutional layers, pool, flatten, apply the dense layers, and read the classes off a normalized head. Every
-part is 1-Lipschitz, so the features are, whatever the parameters.
+to the width, apply the convolutional layers, pool, flatten, apply the dense layers, and read the
+classes off a normalized head. Every part is 1-Lipschitz, so the features are, whatever the
+parameters.
 
 Reference: Araujo et al. (2023), https://arxiv.org/abs/2303.03169.
 """
