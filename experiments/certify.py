@@ -1,6 +1,7 @@
 """Certify a trained network: `python -m experiments.certify RUN [--data-dir DIR]`.
 
-RUN is a run directory of `experiments.train`. Certifies every test image, attacks them at the same
+RUN is a run directory of `experiments.train`; `radii`, `attack_images` and `attack_steps` may be
+changed by `field=value`. Certifies every test image, attacks them at the same
 radii and at each image's own certified radius, prints a table and writes `certificates.json` and
 `certified_accuracy.png` beside the checkpoints.
 """
@@ -26,6 +27,7 @@ from lipjax.data import to_unit
 from lipjax.training.checkpoint import Checkpoints
 from lipjax.typing import ABSTAIN
 
+MEASURED = ("radii", "attack_images", "attack_steps")
 BATCH = 256
 FLOAT64_IMAGES = 128
 """Images whose logits are computed a second time, in float64, to measure the rounding."""
@@ -59,12 +61,16 @@ def main(arguments=None) -> dict:
     parser.add_argument("run", metavar="RUN", type=Path)
     parser.add_argument("assignments", metavar="field=value", nargs="*")
     parser.add_argument("--data-dir")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     try:
-        config = configs.override(configs.read_run(args.run), args.assignments)
-        return certify_run(args.run, config, args.data_dir)
-    except (ValueError, FileNotFoundError) as error:
+        config = configs.override(configs.read_run(args.run), args.assignments, only=MEASURED)
+        report = certify_run(args.run, config, args.data_dir)
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    broken = report["certified_radii_broken_by_the_attack"]
+    if broken:
+        sys.exit(f"error: the attack broke {broken} certified radii: the certificate is wrong")
+    return report
 
 
 def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None) -> dict:
@@ -75,10 +81,17 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None) -> dict
         raise ValueError(f"this platform computes wrong numbers:\n{checked}")
     data = setup.dataset(config, data_dir)
     model = setup.network(config)
+    if not (run_dir / "checkpoints").is_dir():
+        raise ValueError(f"RUN is {str(run_dir)!r}, which holds no checkpoint.")
     with Checkpoints(run_dir / "checkpoints", every=1) as checkpoints:
+        step = checkpoints.latest_step
         restored = checkpoints.restore_latest(model, part=".params")
     if restored is None:
         raise ValueError(f"RUN is {str(run_dir)!r}, which holds no checkpoint.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(restored.state):
+        if not bool(jnp.isfinite(leaf).all()):
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"{run_dir}/checkpoints: {name} holds NaN or infinite numbers.")
     model = nn.freeze(restored.state)
     bound = model.feature_bound()
     error = logit_error(model, data)
@@ -86,6 +99,8 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None) -> dict
         found = evaluate(config, model, bound, error, data)
     report = {
         "config": configs.to_dict(config),
+        "step": step,
+        "split": "validation (held out)" if config.hold_out else "test",
         "data_notes": list(data.notes),
         "feature_bound": {"value": float(bound.value), "kind": bound.kind},
         "logit_error": {"value": error, "kind": "estimate", "images": FLOAT64_IMAGES},
@@ -98,14 +113,14 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None) -> dict
         "selfcheck": checked.to_dict(),
         "labels": found.labels.tolist(),
         "predictions": found.predictions.tolist(),
-        "radii": [float(r) for r in found.radii],
+        "radii": [float(r) if np.isfinite(r) else str(r) for r in found.radii],
     }
     if config.data == "digits":
         from experiments import linear
 
         report["linear"] = linear.best_per_radius(data, (0.0, *config.radii))
     print(table(report, bound))
-    write(run_dir / "certificates.json", json.dumps(report).encode())
+    write(run_dir / "certificates.json", json.dumps(report, allow_nan=False).encode())
     plot(run_dir / "certified_accuracy.png", report, found)
     print(
         f"certificates  {run_dir}/certificates.json\nfigure        {run_dir}/certified_accuracy.png"
@@ -197,8 +212,10 @@ def table(report: dict, bound) -> str:
     part = report["attacked_images"] < report["num_images"]
     lines = [
         f"proved Lipschitz bound of the features  {bound.value:.7f} ({bound.kind})",
-        f"test images {report['num_images']}, abstentions {report['abstentions']}, attacked "
-        f"{report['attacked_images']}, certified radii broken by the attack "
+        f"rounding of a logit: {report['logit_error']['value']:.1e}, twice the largest measured on "
+        f"{report['logit_error']['images']} images, taken off both logits of a margin",
+        f"{report['split']} images {report['num_images']}, abstentions {report['abstentions']}, "
+        f"attacked {report['attacked_images']}, certified radii broken by the attack "
         f"{report['certified_radii_broken_by_the_attack']}",
         *(f"note: {note}" for note in report["data_notes"]),
         "",
@@ -236,7 +253,12 @@ def plot(path: Path, report: dict, found: Evaluation) -> None:
     curve = [np.mean(correct)] + [np.mean(usable > r) for r in grid[1:]]
     axes.plot(grid, curve, color="C0", label="certified: no input can do worse")
     attacked = [(r["radius"], r["attacked"]) for r in report["rows"]]
-    axes.plot(*zip(*attacked), "o", color="C3", label="attacked: projected gradient descent")
+    part = report["attacked_images"] < report["num_images"]
+    first = f" (first {report['attacked_images']} images)" if part else ""
+    axes.plot(*zip(*attacked), "o", color="C3", label=f"attacked by gradient descent{first}")
+    if part:
+        points = [(r["radius"], r["certified_of_attacked"]) for r in report["rows"]]
+        axes.plot(*zip(*points), "_", color="C0", ms=10, label=f"certified{first}")
     axes.fill_between(grid, 0, curve, color="C0", alpha=0.12)
     if "linear" in report:
         points = [(row["radius"], best) for row, best in zip(report["rows"], report["linear"])]

@@ -1,9 +1,11 @@
 """What defines a run: a frozen dataclass, one file of it per run in `experiments/configs`."""
 
+import ast
 import dataclasses
 import importlib
 import json
 import pkgutil
+from fractions import Fraction
 from pathlib import Path
 
 from lipjax import _checks
@@ -66,7 +68,12 @@ class RunConfig:
         _checks.integer(0, crop=self.crop, attack_images=self.attack_images, seed=self.seed)
         _checks.positive(learning_rate=self.learning_rate, temperature=self.temperature)
         _checks.positive(radii=self.radii)
-        _checks.nonnegative(offset=self.offset, noise=self.noise)
+        if not self.radii or list(self.radii) != sorted(set(self.radii)):
+            raise ValueError(f"radii is {self.radii}; it must hold increasing numbers.")
+        _checks.within(0.0, 1e6, offset=self.offset, noise=self.noise)
+        _checks.within(0.0, 0.9999, betas=self.betas)
+        if len(self.betas) != 2:
+            raise ValueError(f"betas is {self.betas}; it must hold two numbers.")
         _checks.within(0.0, 0.9, hold_out=self.hold_out)
         if len(self.jitter) not in (0, 4):
             raise ValueError(
@@ -94,44 +101,61 @@ def load(name: str) -> RunConfig:
     return importlib.import_module(f"experiments.configs.{name}").CONFIG
 
 
-def override(config: RunConfig, assignments: list[str]) -> RunConfig:
+def override(config: RunConfig, assignments: list[str], *, only=None) -> RunConfig:
     """The config with `field=value` assignments applied; nested fields as `model.layer=cpl`.
 
-    Raises:
-        ValueError: for an assignment without `=`, an unknown field or a value of the wrong type.
-    """
-    if not assignments:
-        return config
-    import tyro
+    Values are Python literals, fractions such as 36/255 and comma-separated lists of them; what is
+    none of these is a string.
 
-    arguments = []
+    Args:
+        config: Where to start from.
+        assignments: The assignments.
+        only: The fields that may be assigned; all when None.
+
+    Raises:
+        ValueError: for an assignment without `=`, an unknown field or a value that does not fit.
+    """
     for assignment in assignments:
-        field, found, value = assignment.partition("=")
+        field, found, text = assignment.partition("=")
         if not found:
             raise ValueError(f"{assignment!r} must have the form field=value.")
         known = _fields(config)
-        if field not in known:
-            raise ValueError(f"{field!r} is no field; the fields are {', '.join(known)}.")
-        if isinstance(known[field], bool):
-            if value.lower() not in ("true", "false"):
-                raise ValueError(f"{field} is {value!r}; it must be True or False.")
-            arguments.append(f"--{field}" if value.lower() == "true" else _negated(field))
-        else:
-            arguments += [f"--{field}", *value.strip("()").replace(",", " ").split()]
+        allowed = list(known) if only is None else list(only)
+        if field not in allowed:
+            raise ValueError(f"{field!r} is no field; the fields are {', '.join(allowed)}.")
+        value = _fitting(field, _literal(text), known[field])
+        outer, dot, inner = field.rpartition(".")
+        if dot:
+            value = dataclasses.replace(getattr(config, outer), **{inner: value})
+        config = dataclasses.replace(config, **{outer or inner: value})
+    return config
+
+
+def _literal(text: str):
+    """A number, fraction, truth value, None, tuple of them, or the text itself."""
+    text = text.strip()
+    if "," in text or text[:1] in "([":
+        parts = text.strip("()[]").split(",")
+        return tuple(_literal(part) for part in parts if part.strip())
     try:
-        return tyro.cli(
-            RunConfig,
-            args=arguments,
-            default=config,
-            console_outputs=False,
-            config=(tyro.conf.AvoidSubcommands,),
-            use_underscores=True,
-        )
-    except SystemExit as error:
-        raise ValueError(
-            f"{' '.join(assignments)}: a value has the wrong type; the fields are "
-            + ", ".join(f"{name}={value!r}" for name, value in _fields(config).items())
-        ) from error
+        return float(Fraction(text)) if "/" in text else ast.literal_eval(text)
+    except (ValueError, SyntaxError, ZeroDivisionError):
+        return text
+
+
+def _fitting(field: str, value, current):
+    """The value as the type of the current one; None stands for anything but a tuple."""
+    if isinstance(current, tuple) and not isinstance(value, tuple):
+        value = (value,)
+    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    optional = field in ("model.dense_width", "model.activation")
+    fits = isinstance(value, type(current)) and isinstance(value, bool) == isinstance(current, bool)
+    if isinstance(value, tuple):
+        fits = all(isinstance(part, int | float) for part in value)
+    if not fits and not (optional and isinstance(value, int | str | None)):
+        raise ValueError(f"{field} is {value!r}, of the wrong type; it must be like {current!r}.")
+    return value
 
 
 def to_dict(config: RunConfig) -> dict:
@@ -152,7 +176,10 @@ def read_run(run_dir: Path) -> RunConfig:
             f"RUN is {str(run_dir)!r}, which holds no config.json; it must be the directory of a "
             "run, as `python -m experiments.train` prints it."
         )
-    return from_dict(json.loads(path.read_text()))
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}. Train again, or restore it.") from error
 
 
 def _build(kind, fields):
@@ -177,8 +204,3 @@ def _fields(config) -> dict:
         else:
             flat[field.name] = value
     return flat
-
-
-def _negated(field):
-    *path, name = field.split(".")
-    return "--" + ".".join([*path, f"no_{name}"])

@@ -20,6 +20,13 @@ def dataset(config: RunConfig, data_dir=None) -> Dataset:
     settings are chosen on it.
     """
     data = load(config.data, data_dir=data_dir)
+    shape, classes = data.train.images.shape[1:], data.num_classes
+    if config.model.image_shape != shape or config.model.num_classes != classes:
+        raise ValueError(
+            f"model.image_shape is {config.model.image_shape} and model.num_classes is "
+            f"{config.model.num_classes}; {config.data} has images of shape {shape} and "
+            f"{classes} classes."
+        )
     if not config.hold_out:
         return data
     rest, held = hold_out(data.train, fraction=config.hold_out, seed=config.seed)

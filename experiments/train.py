@@ -6,7 +6,6 @@ as `epochs=3` or `model.layer=cpl`. Two more options, `--data-dir DIR` (default:
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -26,11 +25,11 @@ def main(arguments=None) -> Path:
     parser.add_argument("assignments", metavar="field=value", nargs="*")
     parser.add_argument("--data-dir")
     parser.add_argument("--run-dir", type=Path)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     try:
         config = configs.override(configs.load(args.config), args.assignments)
         return train(config, args.run_dir or Path("runs") / args.config, args.data_dir)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -48,6 +47,7 @@ def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
     steps = num_steps(len(data.train.labels), config.batch_size, config.epochs)
     model = setup.network(config)
     stored = configs.to_dict(config)
+    measured = ("radii", "attack_images", "attack_steps")  # may change between train and certify
     options = dict(
         max_value=data.max_value,
         optimizer=setup.optimizer(config, steps),
@@ -58,28 +58,20 @@ def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
         constrain=nn.constrain,
         augment=setup.augmentation(config),
         num_microbatches=config.num_microbatches,
-        config=stored,
+        config={name: value for name, value in stored.items() if name not in measured},
+        description=stored,
         checkpoint_every=config.checkpoint_every,
         log_every=min(50, steps),
     )
-    try:
-        state = supervised.train(model, setup.loss(config), data.train, **options)
-    except SystemExit:  # stopped and saved: what is there can be certified
-        _store(run_dir, stored)
-        raise
-    _store(run_dir, stored)
+    state = supervised.train(model, setup.loss(config), data.train, **options)
     print(
-        f"trained {int(state.step)} steps of {config.batch_size} images in "
+        f"trained to step {int(state.step)}, {config.batch_size} images a step, in "
         f"{time.time() - started:.0f} s\n"
         f"  parameters and optimizer  {run_dir}/checkpoints\n"
         f"  loss and accuracy         {run_dir}/metrics.jsonl\n"
         f"next: python -m experiments.certify {run_dir}"
     )
     return Path(run_dir)
-
-
-def _store(run_dir, stored):
-    Path(run_dir, "config.json").write_text(json.dumps(stored, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """The digits of scikit-learn, the run of `make demo`.
 
 command: python -m experiments.train digits && python -m experiments.certify runs/digits
+time:    57 s of training and 20 s of certification on 2 CPU cores
+result:  98.9 % clean, certified 96.7 % at 36/255, 91.7 % at 72/255, 83.1 % at 108/255, 75.3 % at
+         0.5, 9.7 % at 1; attacked 98.9, 97.2, 92.8, 87.5, 80.0, 16.9 %. Epochs and noise were chosen
+         on validation parts of the training split.
 """
 
 import dataclasses

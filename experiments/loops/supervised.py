@@ -9,7 +9,11 @@ there; the host talks to the device once a chunk of steps; and the state crosses
 jitted step as a flat list of arrays, which costs a tenth of what a Flax module costs.
 """
 
+import contextlib
+import fcntl
 import functools
+import json
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -56,6 +60,7 @@ def train(
     augment=None,
     num_microbatches=1,
     config=None,
+    description=None,
     resume=True,
     checkpoint_every=1000,
     keep=2,
@@ -79,6 +84,7 @@ def train(
         num_microbatches: Parts of the batch that are computed one after the other.
         config: What else defines the run, a dict that JSON can hold. Together with the data and
             the arguments above it is stored in the checkpoints and compared on resuming.
+        description: A dict that is written to `run_dir/config.json` before the first step.
         resume: Whether to go on with the run that `run_dir` holds; if not, finding one is an error.
         checkpoint_every: Steps from one checkpoint to the next; the last step is always saved.
         keep: Checkpoints to keep.
@@ -87,7 +93,7 @@ def train(
         chunk: Steps whose indices are sent, and whose metrics are fetched, together.
 
     Raises:
-        ValueError: An argument is wrong, or `run_dir` holds another run.
+        ValueError: An argument is wrong, or `run_dir` holds another run or is in use.
         FloatingPointError: No finite loss and gradient in `PATIENCE` steps in a row.
         SystemExit: SIGTERM or Ctrl-C came; the state is saved, and the same call goes on from it.
     """
@@ -101,7 +107,7 @@ def train(
         "num_microbatches": num_microbatches,
         "log_every": log_every,
         "max_value": max_value,
-        "data": _checksum(split),
+        "data_checksum": _checksum(split),
     }
     key = jax.random.fold_in(jax.random.key(seed), _STREAM)
     state = init_state(key, params, optimizer)
@@ -132,15 +138,21 @@ def train(
 
     jax.eval_shape(take_step, jax.tree.leaves(state), data, *rows_from(0))  # errors, before a file
 
-    checkpoints = Checkpoints(
-        run_dir / "checkpoints", every=checkpoint_every, keep=keep, config=config
-    )
-    with checkpoints:
+    with (
+        _alone(run_dir),
+        Checkpoints(
+            run_dir / "checkpoints", every=checkpoint_every, keep=keep, config=config
+        ) as checkpoints,
+    ):
         if checkpoints.latest_step is not None and not resume:
             raise ValueError(
                 f"run_dir is {str(run_dir)!r} and holds a run at step {checkpoints.latest_step}; "
                 "pass resume=True to go on with it, or name another directory."
             )
+        if description is not None:
+            part = run_dir / "config.json.part"
+            part.write_text(json.dumps(description, indent=1) + "\n")
+            os.replace(part, run_dir / "config.json")
         state, meta = checkpoints.restore_latest(state) or (state, {"window": []})
         step, window = int(state.step), meta["window"]  # window: the steps since the last line
         stuck = 0
@@ -168,6 +180,21 @@ def train(
                 print(f"stopped at step {step}; saved in {run_dir}", file=sys.stderr)
                 watch.exit()
     return state
+
+
+@contextlib.contextmanager
+def _alone(run_dir):
+    """Holds a lock on the directory; the system lets go of it when the process ends."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"run_dir is {str(run_dir)!r}, where another process is training; wait for it, or "
+                "name another directory."
+            ) from None
+        yield
 
 
 def _write_lines(lines, window, step, log_every, num_steps):

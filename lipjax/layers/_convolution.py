@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lipjax import _checks
 from lipjax.typing import Array
 
 PADDINGS = ("zero", "circular")
@@ -28,6 +29,7 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
     per axis.
     """
     check_padding(padding)
+    _checks.real_floating(x=x)
     dims = kernel.ndim - 2
     if x.ndim < dims + 1:
         raise ValueError(
@@ -39,6 +41,8 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
             "channels that the layer was made for (images are [..., height, width, channels])."
         )
     strides = (strides,) * dims if isinstance(strides, int) else tuple(strides)
+    for step in strides:
+        _checks.integer(1, strides=step)
     lead = x.shape[: -dims - 1]
     x = x.reshape(-1, *x.shape[-dims - 1 :])
     if padding == "circular":

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lipjax import _numerics
+from lipjax import _checks, _numerics
 from lipjax.layers import activations
 from lipjax.layers._convolution import add_bias, adjoint, convolve
 from lipjax.spectral.conv import conv_gram_iteration
@@ -178,6 +178,7 @@ def _towards_zero(x, dtype):
 
 
 def _check_width(kernel, x):
+    _checks.real_floating(x=x)
     if x.ndim < 1 or x.shape[-1] != kernel.shape[0]:
         raise ValueError(
             f"x has shape {x.shape}; its last axis must have length {kernel.shape[0]}, the "

@@ -64,6 +64,15 @@ class ConvNetConfig:
 
     def __post_init__(self):
         _checks.one_of(("sll", "cpl", "aol"), layer=self.layer)
+        for name in ("image_shape", "mean", "std"):  # lists and single numbers are welcome
+            value = getattr(self, name)
+            value = tuple(value) if isinstance(value, list | tuple) else (value,)
+            object.__setattr__(self, name, value)
+        if self.activation is not None:
+            if self.layer == "aol":
+                activations.one_lipschitz(self.activation)
+            else:
+                activations.slope_restricted(self.activation)
         for name in ("num_classes", "patch", "conv_width", "conv_hidden", "kernel_size", "pool"):
             _checks.integer(1, **{name: getattr(self, name)})
         for name in ("conv_depth", "dense_depth"):
@@ -177,11 +186,12 @@ class LipschitzConvNet(nnx.Module):
     def features(self, x: Array) -> Array:
         """Features `float[..., features]` of images in [0, 1]."""
         config = self.config
-        if x.shape[-3:] != config.image_shape or not jnp.issubdtype(x.dtype, jnp.floating):
+        if x.shape[-3:] != config.image_shape or x.dtype not in (jnp.float32, jnp.float64):
             raise ValueError(
-                f"x has shape {x.shape} and dtype {x.dtype}; it must be floating with shape "
+                f"x has shape {x.shape} and dtype {x.dtype}; it must be float32 with shape "
                 f"[..., {', '.join(map(str, config.image_shape))}] and values in [0, 1]."
             )
+        _checks.nonempty(x=x)
         mean, std = (_per_channel(v, x) for v in (config.mean, config.std))
         x = (x - mean) / std
         if config.patch > 1:
@@ -231,7 +241,7 @@ def _trunk(config, rngs, *, dense):
     size = config.kernel_size
     between = None
     if config.layer == "aol":
-        between = activations.one_lipschitz(config.activation or "max_min")
+        between = config.activation or "max_min"
     make = {
         ("sll", True): lambda rngs: nn.SLLDense(width, hidden, rngs=rngs, **inside),
         ("cpl", True): lambda rngs: nn.CPLDense(width, hidden, rngs=rngs, **inside),

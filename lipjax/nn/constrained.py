@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lipjax import _checks
+from lipjax.layers import activations
 from lipjax.typing import Array, Bound
 
 
@@ -61,7 +62,16 @@ def freeze(module: nnx.Module) -> nnx.Module:
 
     Weights come out on the sound side of rounding, so that bounds are as close to 1 as float32
     allows. Not for use under jit.
+
+    Raises:
+        ValueError: for a module that holds weights in place of parameters already.
     """
+    for _, layer in nnx.iter_modules(module):
+        if isinstance(layer, Constrained) and layer.explicit is not None:
+            raise ValueError(
+                f"module holds weights already ({type(layer).__name__}); freeze takes a module with "
+                "free parameters, the one that was trained."
+            )
     return _with_weights(module, lambda layer: layer.freeze_params(layer.free.get_value()))
 
 
@@ -81,7 +91,8 @@ class Stack(Constrained):
     Args:
         make: Builds one layer from random number generators.
         depth: Number of layers, at least 1.
-        between: A function of the array between layers and after the last, or None.
+        between: A 1-Lipschitz activation between layers and after the last (see
+            `lipjax.layers.activations`; one with a larger constant is divided by it), or None.
         unroll: Whether to write the layers out instead of looping. None decides by backend: on CPUs
             XLA runs convolutions inside loops many times slower.
         rngs: Random number generators.
@@ -100,7 +111,7 @@ class Stack(Constrained):
         make: Callable[[nnx.Rngs], Constrained],
         depth: int,
         *,
-        between: Callable[[Array], Array] | None = None,
+        between=None,
         unroll: bool | None = None,
         rngs: nnx.Rngs,
     ):
@@ -110,7 +121,7 @@ class Stack(Constrained):
         self.layer = layers[0]
         self.layer.free = None
         self.depth = depth
-        self.between = between
+        self.between = None if between is None else activations.one_lipschitz(between)
         self.unroll = unroll
 
     def constrain(self, params):
