@@ -36,7 +36,7 @@ def test_train_then_certify(tmp_path, capsys):
     assert stored["certified_radii_broken_by_the_attack"] == 0
     assert len(stored["radii"]) == stored["num_images"] == 360
     for row in stored["rows"]:
-        assert row["certified_of_attacked"] <= row["attacked"] + 1e-9
+        assert row["certified_of_attacked"] <= row["attacked"] + 1e-6
     certified = [row["certified"] for row in stored["rows"]]
     assert certified == sorted(certified, reverse=True) and certified[0] > 0.5
     assert (run / "certified_accuracy.png").stat().st_size > 5000
