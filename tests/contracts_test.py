@@ -100,3 +100,10 @@ def test_every_module_has_its_mirrored_test():
         if not mirrored.exists():
             missing.append(str(relative))
     assert not missing
+
+
+def test_the_readme_is_filled_in():
+    text = (ROOT / "README.md").read_text()
+    assert not re.search(r"[A-Z]+_(OUTPUT|TABLE|DIGITS)", text)
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
