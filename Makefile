@@ -17,7 +17,9 @@ demo: $(READY)
 	$(RUN) -m experiments.certify runs/digits
 
 test: $(READY)
-	$(RUN) -m pytest tests lipjax $(ARGS)
+	$(RUN) -m pytest lipjax tests/attacks tests/data tests/experiments tests/layers $(ARGS)
+	$(RUN) -m pytest tests/models tests/nn tests/training tests/*_test.py $(ARGS)
+	$(RUN) -m pytest tests/spectral $(ARGS)
 
 test-quick: $(READY)
 	$(RUN) -m pytest $(QUICK) $(ARGS)

@@ -18,6 +18,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def fresh_caches():
+    """Compiled programs of a finished module go: thousands of them exhaust the memory maps."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     """A typed key, the same in every run."""
