@@ -75,6 +75,11 @@ def test_gram_matrices_are_formed_once_per_step_with_micro_batches():
     assert gram_products(1) == gram_products(4) > 0
 
 
+def test_functions_of_unknown_slope_between_layers_are_refused():
+    with pytest.raises(ValueError, match="nothing is known"):
+        stack(between=lambda x: 5 * x)
+
+
 def test_bad_depth_is_named():
     with pytest.raises(ValueError, match="depth is 0"):
         stack(0)
