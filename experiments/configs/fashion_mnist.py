@@ -3,7 +3,8 @@
 command: python -m experiments.train fashion_mnist --data-dir DIR
          python -m experiments.certify runs/fashion_mnist --data-dir DIR
 time:    817 s of training and 140 s of certification on 2 CPU cores that other jobs shared
-result:  (an earlier revision, not run again since) 88.2 % clean, certified 83.9 % at 36/255, 69.6 % at 0.5, 43.4 % at 1, 16.2 % at 1.58;
+result:  (of an earlier revision, not run again since)
+         88.2 % clean, certified 83.9 % at 36/255, 69.6 % at 0.5, 43.4 % at 1, 16.2 % at 1.58;
          the first 1024 images attacked: 89.0, 86.3, 79.5, 61.6, 37.2 %
 """
 
