@@ -88,7 +88,7 @@ def test_another_run_is_refused(tmp_path):
     for options, message in [
         ({"config": {"width": 33}}, "width = 32; here width = 33"),
         ({"config": {"width": 32}, "seed": 4}, "seed = 3; here seed = 4"),
-        ({"config": {"width": 32}, "split": changed}, "data = "),
+        ({"config": {"width": 32}, "split": changed}, "data_checksum = "),
         ({"config": {"width": 32}, "resume": False}, "holds a run at step 5"),
     ]:
         with pytest.raises(ValueError, match=message):
