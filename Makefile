@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 QUICK = tests/typing_test.py tests/margin_test.py tests/layers tests/spectral/gram_test.py \
@@ -17,12 +18,10 @@ demo: $(READY)
 	$(RUN) -m experiments.certify runs/digits
 
 test: $(READY)
-	$(RUN) -m pytest lipjax tests/attacks tests/data tests/experiments tests/layers $(ARGS)
-	$(RUN) -m pytest tests/models tests/nn tests/training tests/*_test.py $(ARGS)
-	$(RUN) -m pytest tests/spectral $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile lipjax tests $(ARGS)
 
 test-quick: $(READY)
-	$(RUN) -m pytest $(QUICK) $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(QUICK) $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -54,10 +54,12 @@ def constrain_dense(params: Params, *, num_iters: int = 6) -> Residual:
     """The weights of the layer, with the norm bounded by `num_iters` Gram products.
 
     Guarantee: `2 / step` is at least the squared norm of the kernel in exact arithmetic for the
-    returned floats. A zero kernel has step 0. NaN in gives NaN out.
+    returned floats. A zero kernel has step 0. NaN in gives NaN out. The gradient (first
+    order) is that of the norm itself, which costs no further product.
     """
     scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
-    return _constrain(params, gram_iteration(params.kernel / scale, num_iters=num_iters), scale)
+    norm = gram_iteration(params.kernel / scale, num_iters=num_iters, gradient="norm")
+    return _constrain(params, norm, scale)
 
 
 def constrain_conv(
@@ -74,7 +76,11 @@ def constrain_conv(
     """
     scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
     norm = conv_gram_iteration(
-        params.kernel / scale, padding=padding, input_size=input_size, num_iters=num_iters
+        params.kernel / scale,
+        padding=padding,
+        input_size=input_size,
+        num_iters=num_iters,
+        gradient="norm",
     )
     return _constrain(params, norm, scale)
 

@@ -3,6 +3,8 @@
 from lipjax.spectral.conv import conv_gram_iteration as conv_gram_iteration
 from lipjax.spectral.exact import conv_spectral_norm as conv_spectral_norm
 from lipjax.spectral.exact import spectral_norm as spectral_norm
+from lipjax.spectral.gram import Enclosure as Enclosure
+from lipjax.spectral.gram import enclosure as enclosure
 from lipjax.spectral.gram import gram_iteration as gram_iteration
 from lipjax.spectral.rescaling import conv_dominating_diagonal as conv_dominating_diagonal
 from lipjax.spectral.rescaling import conv_rescale as conv_rescale

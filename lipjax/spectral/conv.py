@@ -24,6 +24,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +32,22 @@ import numpy as np
 from jax import lax
 
 from lipjax import _checks
-from lipjax._numerics import einsum, gamma, power_of_two, round_up, safe_norm
-from lipjax.spectral.gram import _any_nonzero, _mark_nonfinite, gram_bound
+from lipjax._numerics import einsum, gamma, power_of_two, round_down, round_up, safe_norm
+from lipjax.spectral.gram import (
+    _any_nonzero,
+    check_options,
+    mark_nonfinite,
+    scaled_bound,
+    scaled_enclosure,
+    scaled_enclosures,
+)
 from lipjax.typing import Array
 
 PADDINGS = ("circular", "zero", "any")
-CHUNK_FLOATS = 2**22
-"""Numbers that one chunk of frequencies may hold at a time (16 MiB in float32)."""
+LEVELS = (2, 4, 6, 10, 16)
+"""Products per frequency that `num_iters="auto"` tries in turn where a frequency stays in doubt."""
+CPU_FLOATS, DEVICE_FLOATS = 2**20, 2**26
+"""Numbers that one chunk of frequencies holds at a time: what a cache holds, or 256 MiB."""
 
 
 def conv_gram_iteration(
@@ -48,13 +58,19 @@ def conv_gram_iteration(
     strides: int | Sequence[int] = 1,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-    num_iters: int = 4,
+    num_iters: int | str = 4,
+    tol: float = 1e-3,
+    final: str = "deflated",
+    gradient: str | None = None,
+    chunk: int | None = None,
 ) -> Array:
     """Upper bound on the spectral norm of a convolution, as an operator on whole images.
 
     Args:
         kernel: `float[*window, channels_in / groups, channels_out]` with one, two or three window
-            axes (HWIO, as in JAX and Flax).
+            axes (HWIO, as in JAX and Flax). A transposed convolution has the norm of the
+            convolution it is the adjoint of: swap its two channel axes, and for a known size give
+            that of its output.
         padding: `"circular"`: periodic, at `input_size`. `"zero"`: at most half a window of zeros
             at each end (`SAME`, also `VALID`), at `input_size`. `"any"`: circular or zero padding
             of any amount at any input size; `input_size` is not used. Strides are covered and
@@ -63,7 +79,15 @@ def conv_gram_iteration(
         strides: Step per axis. For circular padding it must divide `input_size`.
         dilation: Distance between taps per axis.
         groups: Number of channel groups; the norm is the largest of the groups' norms.
-        num_iters: Number of Gram products per frequency, at least 1.
+        num_iters: Number of Gram products per frequency, at least 1. `"auto"`: two at every
+            frequency, and more at those that may be the largest, until the bound is within `tol`
+            of a lower bound or stops falling. Fast for trained kernels, whose largest frequencies
+            stand out; for Gaussian ones a number is faster.
+        tol: As in `gram_iteration`.
+        final: As in `gram_iteration`.
+        gradient: As in `gram_iteration`; it costs one frequency.
+        chunk: Frequencies that are worked on at a time: memory is about
+            `4 chunk (2 channels_in + 3 min(channels)) channels_out` bytes. None chooses.
 
     Returns:
         `float[]`, the bound.
@@ -75,8 +99,9 @@ def conv_gram_iteration(
     with zero gradient for the zero kernel, NaN for a NaN, inf for an infinity.
 
     Raises:
-        ValueError: for an unknown padding (reflecting paddings have a norm above 1 of their own),
-            a missing `input_size`, groups or strides that do not divide, a wrong rank or dtype.
+        ValueError: for an unknown padding (reflecting paddings have a norm above 1 of their own,
+            see `padding_norm`), a missing `input_size`, groups or strides that do not divide, a
+            wrong rank or dtype, an unknown option.
 
     Example:
         >>> import jax.numpy as jnp
@@ -87,34 +112,61 @@ def conv_gram_iteration(
     Reference: Delattre et al. (2023), https://arxiv.org/abs/2305.16173; for zero padding the
     embedding above replaces the bound of Delattre et al. (2024), https://arxiv.org/abs/2402.00240.
     """
-    kernel = jnp.asarray(kernel)
-    dims = check_kernel(kernel)
-    _checks.one_of(PADDINGS, padding=padding)
-    _checks.integer(1, num_iters=num_iters)
-    strides = per_axis(dims, strides=strides)
-    dilation = per_axis(dims, dilation=dilation)
-    if input_size is not None:
-        input_size = per_axis(dims, input_size=input_size)
-    _checks.integer(1, groups=groups)
-    return _conv_bound(kernel, padding, input_size, strides, dilation, groups, num_iters)
+    kernel, geometry = _checked(kernel, padding, input_size, strides, dilation, groups)
+    options = _options(num_iters, tol, final, gradient, chunk)
+    return _conv_bound(kernel, geometry, options)[1]
 
 
-@functools.partial(jax.jit, static_argnums=range(1, 7))
-def _conv_bound(kernel, padding, input_size, strides, dilation, groups, num_iters):
+class Geometry(NamedTuple):
+    """How a kernel is applied; a tuple has one entry per axis."""
+
+    padding: str
+    input_size: tuple[int, ...] | None
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+class _Options(NamedTuple):
+    num_iters: int | str
+    tol: float
+    final: str
+    gradient: str
+    chunk: int | None
+    lower: bool = False  # whether a lower bound is wanted too
+
+
+class _Torus(NamedTuple):
+    """The static part of a problem on a torus."""
+
+    grid: tuple[int, ...]
+    window: tuple[int, ...]
+    options: _Options
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _conv_bound(kernel, geometry: Geometry, options: _Options):
+    """Lower bound on the torus and upper bound."""
     grouped, grid, factor = torus_problem(
-        split_groups(kernel, groups),
-        padding=padding,
-        input_size=input_size,
-        strides=strides,
-        dilation=dilation,
+        split_groups(kernel, geometry.groups),
+        padding=geometry.padding,
+        input_size=geometry.input_size,
+        strides=geometry.strides,
+        dilation=geometry.dilation,
     )
     axes = tuple(range(kernel.ndim))
     scale = power_of_two(jnp.max(jnp.abs(kernel)))
-    bound = _largest_over_frequencies(grouped / scale, grid, num_iters)
+    groups, *window, c_in, c_out = grouped.shape
+    if math.prod(window) == 1:  # the same matrix at every frequency
+        grid = (1,) * len(window)
+    taps = (grouped / scale).reshape(groups, -1, c_in, c_out)
+    found = _largest(taps, _Torus(grid, tuple(window), options))
     tiny = math.prod(kernel.shape) * float(jnp.finfo(kernel.dtype).tiny)
-    bound = round_up(bound * scale) * factor
-    bound = round_up(bound) + jnp.where(_any_nonzero([kernel], axes), tiny, 0).astype(kernel.dtype)
-    return _mark_nonfinite(bound, [kernel], axes)
+    upper = round_up(found.upper * scale) * factor
+    upper = round_up(upper) + jnp.where(_any_nonzero([kernel], axes), tiny, 0).astype(kernel.dtype)
+    lower = jnp.maximum(round_down(found.lower * scale) - tiny, 0)
+    lower = jnp.minimum(lower, float(jnp.finfo(kernel.dtype).max))
+    return tuple(mark_nonfinite(b, [kernel], axes) for b in (lower, upper))
 
 
 def torus_problem(kernel, *, padding, input_size, strides, dilation):
@@ -195,36 +247,151 @@ def fourier_matrix(points: np.ndarray, grid: Sequence[int], window: Sequence[int
     return np.cos(2 * np.pi * phase), -np.sin(2 * np.pi * phase)
 
 
-def _largest_over_frequencies(kernel, grid, num_iters):
-    """Upper bound on the largest `sigma_1(F(omega))` over a grid, for `[groups, *window, ci, co]`."""
-    groups, *window, c_in, c_out = kernel.shape
-    dtype = kernel.dtype
-    taps = kernel.reshape(groups, -1, c_in, c_out)
-    if math.prod(window) == 1:
-        return jnp.max(gram_bound(taps[:, 0], None, num_iters=num_iters))
+class _Found(NamedTuple):
+    """Bounds on the largest `sigma_1(F(omega))` over a grid, and the frequency of the upper one."""
 
-    points = frequencies(grid)
-    cos, sin = fourier_matrix(points, grid, window)
-    size = groups * (2 * c_in * c_out + 4 * min(c_in, c_out) ** 2)
-    chunk = max(1, min(len(points), CHUNK_FLOATS // size))
-    pad = -len(points) % chunk
-    cos, sin = (np.pad(e, ((0, pad), (0, 0)), mode="edge") for e in (cos, sin))
+    lower: Array
+    upper: Array
+    where: Array
 
-    def largest_of_chunk(cos_sin):
-        re, im = (einsum("ft,gtio->fgio", e, taps) for e in cos_sin)
-        return jnp.max(gram_bound(re, im, num_iters=num_iters))
 
-    shape = (-1, chunk, taps.shape[1])
-    chunks = tuple(jnp.asarray(e.reshape(shape), dtype) for e in (cos, sin))
-    if chunks[0].shape[0] == 1:
-        bound = largest_of_chunk(tuple(e[0] for e in chunks))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _largest(taps, torus: _Torus) -> _Found:
+    """For `taps [groups, number of taps, channels_in, channels_out]`."""
+    cos, sin = (jnp.asarray(e, taps.dtype) for e in _fourier(torus))
+    if torus.options.num_iters == "auto":
+        lower, upper, where = _search_adaptively(taps, cos, sin, torus.options)
     else:
-        bound = jnp.max(lax.map(jax.checkpoint(largest_of_chunk), chunks))
-    return round_up(bound + jnp.max(_symbol_error(taps)))
+        upper, where = _search(taps, cos, sin, torus.options)
+        wanted = torus.options.lower
+        lower = _at(taps, where, torus, enclose=True)[0] if wanted else jnp.zeros_like(upper)
+    error = _symbol_error(taps)
+    return _Found(jnp.maximum(round_down(lower - error), 0), round_up(upper + error), where)
+
+
+@_largest.defjvp
+def _largest_jvp(torus, primals, tangents):
+    """Only the frequency (and group) of the largest bound has a derivative."""
+    found = _largest(*primals, torus)
+    enclose = torus.options.gradient == "norm"
+    _, slope = jax.jvp(
+        lambda taps: _at(taps, lax.stop_gradient(found.where), torus, enclose=enclose)[1],
+        primals,
+        tangents,
+    )
+    nothing = np.zeros(found.where.shape, jax.dtypes.float0)
+    return found, _Found(slope, slope, nothing)
+
+
+def _at(taps, where, torus, *, enclose):
+    """`(lower, upper)` at one frequency, differentiable; without `enclose` `(None, upper)`."""
+    groups = taps.shape[0]
+    kernel = jnp.take(taps, where % groups, axis=0)
+    parts = (jnp.take(jnp.asarray(e, taps.dtype), where // groups, axis=0) for e in _fourier(torus))
+    re, im = (einsum("t,tio->io", e, kernel) for e in parts)
+    im = im if math.prod(torus.grid) > 1 else None  # the only frequency is real
+    options = torus.options
+    count = LEVELS[2] if options.num_iters == "auto" else options.num_iters
+    if enclose:
+        return scaled_enclosure(re, im, count, 0.0, options.final)
+    return None, scaled_bound(re, im, count, options.final)[0]
+
+
+@functools.lru_cache(maxsize=32)
+def _fourier(torus: _Torus):
+    """Real and imaginary parts of the Fourier matrix, `float64[frequencies, taps]` each."""
+    return fourier_matrix(frequencies(torus.grid), torus.grid, torus.window)
+
+
+def _search(taps, cos, sin, options):
+    """The largest bound over all frequencies and groups, and its place."""
+    groups, count = taps.shape[0], cos.shape[0]
+    chunk = _chunk(taps, count, options.chunk)
+
+    def bounds(cos_sin):
+        re, im = _symbol(taps, *cos_sin)
+        return scaled_bound(re, im, options.num_iters, options.final)[0]
+
+    if count == 1:  # one frequency, which is real
+        each = scaled_bound(taps.sum(1), None, options.num_iters, options.final)[0][None]
+    elif chunk == count:
+        each = bounds((cos, sin))
+    else:
+        each = lax.map(bounds, (_chunked(cos, chunk), _chunked(sin, chunk)))
+    each = each.reshape(-1)[: count * groups]
+    where = jnp.argmax(each)
+    return each[where], where
+
+
+def _search_adaptively(taps, cos, sin, options):
+    """`(lower, upper, where)`: few products everywhere, more where the largest value may be."""
+    groups, count = taps.shape[0], cos.shape[0]
+    if count == 1:
+        lower, upper = scaled_enclosure(taps.sum(1), None, "auto", options.tol, options.final)
+        where = jnp.argmax(upper)
+        return jnp.max(lower), upper[where], where
+    chunk = _chunk(taps, count, options.chunk)
+    levels = jnp.asarray(LEVELS, jnp.int32)
+    last = len(LEVELS) - 1
+
+    def enclosures(cos_sin, num_iters):
+        re, im = _symbol(taps, *cos_sin)
+        return scaled_enclosures(re, im, num_iters, options.final)  # [chunk, groups] each
+
+    everywhere = functools.partial(enclosures, num_iters=levels[0])
+    lower, upper = lax.map(everywhere, (_chunked(cos, chunk), _chunked(sin, chunk)))
+    lower, upper = (b.reshape(-1, groups)[:count] for b in (lower, upper))
+
+    def unfinished(state):
+        lower, upper, level = state
+        worst = upper.max(1)
+        top = jnp.argmax(worst)
+        return (worst[top] > (1 + options.tol) * lower) & (level[top] < last)
+
+    def refine(state):
+        lower, upper, level = state
+        worst = upper.max(1)
+        now = level[jnp.argmax(worst)]
+        _, chosen = lax.top_k(jnp.where(level == now, worst, -1), chunk)
+        active = level[chosen] == now
+        below, above = enclosures((cos[chosen], sin[chosen]), levels[now + 1])
+        lower = jnp.maximum(lower, jnp.max(jnp.where(active[:, None], below, 0)))
+        above = jnp.minimum(above, upper[chosen])
+        gained = worst[chosen] - above.max(1) > 0.05 * (worst[chosen] - lower)
+        upper = upper.at[chosen].set(jnp.where(active[:, None], above, upper[chosen]))
+        raised = jnp.where(gained | (now == 0), now + 1, last)
+        level = level.at[chosen].set(jnp.where(active, raised, level[chosen]))
+        return lower, upper, level
+
+    state = (jnp.max(lower), upper, jnp.zeros(count, jnp.int32))
+    lower, upper, _ = lax.while_loop(unfinished, refine, state)
+    where = jnp.argmax(upper)
+    return lower, upper.reshape(-1)[where], where
+
+
+def _symbol(taps, cos, sin):
+    """Real and imaginary parts of `F(omega)`, `float[frequencies, groups, ci, co]` each."""
+    return tuple(einsum("ft,gtio->fgio", e, taps) for e in (cos, sin))
+
+
+def _chunked(rows, chunk):
+    """`[n, ...]` to `[ceil(n / chunk), chunk, ...]`, the last row repeated."""
+    pad = -rows.shape[0] % chunk
+    rows = jnp.pad(rows, ((0, pad), (0, 0)), mode="edge")
+    return rows.reshape(-1, chunk, rows.shape[1])
+
+
+def _chunk(taps, count, chunk) -> int:
+    """Frequencies at a time: at most `chunk`, spread evenly."""
+    if chunk is None:
+        groups, _, c_in, c_out = taps.shape
+        floats = CPU_FLOATS if jax.default_backend() == "cpu" else DEVICE_FLOATS
+        chunk = max(1, floats // (groups * (2 * c_in * c_out + 3 * min(c_in, c_out) ** 2)))
+    return -(-count // -(-count // chunk))
 
 
 def _symbol_error(taps):
-    """Bound on `|F_computed - F|_F` for every frequency, per group.
+    """Bound on `|F_computed - F|_F` for every frequency and group.
 
     Sums of `num_taps` products with Fourier entries that are themselves off by at most 30 u (the
     phases are summed in float64, which matters for float64 kernels alone).
@@ -232,7 +399,32 @@ def _symbol_error(taps):
     _, num_taps, c_in, c_out = taps.shape
     sums = jnp.sum(jnp.abs(taps), axis=1)
     size = round_up(safe_norm(sums, axis=(-2, -1)), num_taps + c_in * c_out + 8)
-    return lax.stop_gradient(round_up(math.sqrt(2) * gamma(num_taps + 60, taps.dtype) * size, 8))
+    error = round_up(math.sqrt(2) * gamma(num_taps + 60, taps.dtype) * jnp.max(size), 8)
+    return lax.stop_gradient(error)
+
+
+def _checked(kernel, padding, input_size, strides, dilation, groups):
+    kernel = jnp.asarray(kernel)
+    dims = check_kernel(kernel)
+    _checks.one_of(PADDINGS, padding=padding)
+    _checks.integer(1, groups=groups)
+    if input_size is not None:
+        input_size = per_axis(dims, input_size=input_size)
+    return kernel, Geometry(
+        padding,
+        input_size,
+        per_axis(dims, strides=strides),
+        per_axis(dims, dilation=dilation),
+        groups,
+    )
+
+
+def _options(num_iters, tol, final, gradient, chunk) -> _Options:
+    check_options(num_iters, tol, final, gradient)
+    if chunk is not None:
+        _checks.integer(1, chunk=chunk)
+    gradient = gradient or ("norm" if num_iters == "auto" else "bound")
+    return _Options(num_iters, float(tol), final, gradient, chunk)
 
 
 def check_kernel(kernel) -> int:

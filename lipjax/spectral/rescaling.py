@@ -38,7 +38,7 @@ from lipjax._numerics import (
     unit_roundoff,
 )
 from lipjax.spectral.conv import check_kernel
-from lipjax.spectral.gram import BLOCK, contract
+from lipjax.spectral.gram import contract, sum_length
 from lipjax.typing import Array
 
 LARGEST_LOG_Q = 8.0
@@ -159,7 +159,7 @@ def dominating_diagonal(matrix: Array, *, num_iters: int = 1, log_q: Array | Non
     alive = jnp.any(matrix != 0, axis=-2)
     weights = positive_weights(log_q, matrix.shape[:-2] + (cols,), matrix.dtype)
     size = lax.stop_gradient(jnp.abs(matrix))
-    length = min(rows, BLOCK) + -(-rows // BLOCK) + cols + 16
+    length = sum_length(rows) + cols + 16
     if num_iters == 1:
         row_sums = _abs_gram_sums(matrix, weights)
         spread = einsum("...nm,...n->...m", size, einsum("...nm,...m->...n", size, weights))

@@ -1,5 +1,6 @@
 """Norms of convolutions against the written-out operator, for every geometry."""
 
+import functools
 import itertools
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from lipjax.spectral import conv_gram_iteration, conv_spectral_norm
-from lipjax.spectral.conv import frequencies
+from lipjax.spectral.conv import fourier_matrix, frequencies
+from lipjax.spectral.gram import gram_bound
 from tests import oracles
 
 RNG = np.random.default_rng(0)
@@ -211,15 +213,68 @@ def test_frequencies_cover_each_opposite_pair_once(grid):
         assert len(kept & {point, opposite}) == 1
 
 
-def test_chunks_do_not_change_the_bound(monkeypatch):
+@pytest.mark.parametrize("num_iters", [3, "auto"])
+def test_chunks_do_not_change_the_bound(num_iters):
     kernel = gaussian(3, 3, 4, 5)
-    options = dict(padding="zero", input_size=9)
-    whole = conv_gram_iteration(kernel, **options)
-    gradient = jax.grad(lambda k: conv_gram_iteration(k, **options))(kernel)
-    monkeypatch.setattr("lipjax.spectral.conv.CHUNK_FLOATS", 700)
-    np.testing.assert_allclose(conv_gram_iteration(kernel, **options), whole, rtol=1e-6)
-    chunked = jax.grad(lambda k: conv_gram_iteration(k, **options))(kernel)
-    np.testing.assert_allclose(chunked, gradient, rtol=1e-4, atol=1e-5)
+    norm = functools.partial(
+        conv_gram_iteration, padding="zero", input_size=9, num_iters=num_iters
+    )
+    whole, gradient = jax.value_and_grad(norm)(kernel)
+    part, slope = jax.value_and_grad(functools.partial(norm, chunk=7))(kernel)
+    np.testing.assert_allclose(part, whole, rtol=2e-3 if num_iters == "auto" else 1e-6)
+    np.testing.assert_allclose(slope, gradient, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="chunk is 0"):
+        norm(kernel, chunk=0)
+
+
+@pytest.mark.parametrize("final", ["deflated", "wolkowicz_styan", "frobenius"])
+def test_gradient_equals_automatic_differentiation_of_the_same_bound(seeded_key, final):
+    """Every frequency kept and differentiated, against the one frequency of the custom rule."""
+    kernel = jax.random.normal(seeded_key, (3, 3, 3, 4))
+    cos, sin = fourier_matrix(frequencies((6, 6)), (6, 6), (3, 3))
+
+    def plain(kernel):
+        taps = kernel.reshape(9, 3, 4)
+        re, im = (jnp.einsum("ft,tio->fio", np.float32(e), taps) for e in (cos, sin))
+        return jnp.max(gram_bound(re, im, num_iters=3, final=final))
+
+    norm = lambda k: conv_gram_iteration(  # noqa: E731
+        k, padding="circular", input_size=6, num_iters=3, final=final
+    )
+    np.testing.assert_allclose(norm(kernel), plain(kernel), rtol=1e-4)
+    np.testing.assert_allclose(jax.grad(norm)(kernel), jax.grad(plain)(kernel), atol=2e-5)
+    v = jax.random.normal(jax.random.key(9), kernel.shape)
+    second = [jax.jvp(jax.grad(f), (kernel,), (v,))[1] for f in (norm, plain)]
+    np.testing.assert_allclose(*second, atol=2e-3)
+    forward = [jax.jvp(f, (kernel,), (v,))[1] for f in (norm, plain)]
+    np.testing.assert_allclose(*forward, rtol=1e-3)
+
+
+def test_gradient_of_the_norm(seeded_key):
+    kernel = jax.random.normal(seeded_key, (3, 3, 4, 2))
+    geometry = dict(padding="circular", input_size=5)
+    truth = jax.grad(lambda k: conv_spectral_norm(k, **geometry))(kernel)
+    for options in (dict(num_iters=6, gradient="norm"), dict(num_iters="auto", tol=1e-4)):
+        slope = jax.grad(lambda k: conv_gram_iteration(k, **geometry, **options))(kernel)  # noqa: B023
+        np.testing.assert_allclose(slope, truth, atol=2e-3)
+
+
+@pytest.mark.parametrize("padding,size", [("circular", 6), ("zero", 6), ("any", None)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_automatic_count_is_sound_and_as_tight_as_asked(padding, size, groups):
+    """Random, structured and near-orthogonal kernels: the last stay loose, but never too small."""
+    options = dict(padding=padding, input_size=size, groups=groups)
+    kernels = batch(3, 3, 2 // groups, 2)
+    auto = jax.vmap(lambda k: conv_gram_iteration(k, num_iters="auto", **options))(kernels)
+    full = jax.vmap(lambda k: conv_gram_iteration(k, num_iters=12, **options))(kernels)
+    truth = [
+        oracles.norm(oracles.conv_matrix(k, 6, padding=padding, groups=groups))
+        if padding != "any"
+        else oracles.norm(oracles.conv_matrix(k, 6, padding="circular", groups=groups))
+        for k in kernels
+    ]
+    assert (np.asarray(truth) <= np.asarray(auto, np.float64)).all()
+    assert (auto <= full * (1 + 3e-3)).all()
 
 
 def test_gradient_is_finite_and_homogeneous():

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
-from lipjax.spectral import gram_iteration
+from lipjax.spectral import enclosure, gram, gram_iteration
+from lipjax.spectral.gram import FINALS, gram_bound, gram_enclosure
 from tests import oracles
 
 RNG = np.random.default_rng(0)
@@ -57,14 +59,84 @@ def stacked(complex_ones=False):
     return as32(np.stack(wide))
 
 
+@pytest.mark.parametrize("final", FINALS)
 @pytest.mark.parametrize("num_iters", [1, 2, 4, 8])
 @pytest.mark.parametrize("complex_ones", [False, True], ids=["real", "complex"])
-def test_never_below_the_norm(complex_ones, num_iters):
+def test_never_below_the_norm(complex_ones, num_iters, final):
     matrices = stacked(complex_ones)
     truth = oracles.singular_values(matrices)[:, 0]
-    bounds = np.asarray(gram_iteration(matrices, num_iters=num_iters), np.float64)
+    bounds = np.asarray(gram_iteration(matrices, num_iters=num_iters, final=final), np.float64)
     worst = min(matrices.shape[1:]) ** (2.0 ** -(num_iters + 1))
     assert (truth <= bounds).all() and (bounds <= truth * worst * 1.01).all()
+
+
+@pytest.mark.parametrize("num_iters", [1, 4, "auto"])
+@pytest.mark.parametrize("complex_ones", [False, True], ids=["real", "complex"])
+def test_enclosure_holds_the_norm(complex_ones, num_iters):
+    matrices = stacked(complex_ones)
+    truth = oracles.singular_values(matrices)[:, 0]
+    lower, upper = (np.asarray(b, np.float64) for b in enclosure(matrices, num_iters=num_iters))
+    assert (lower <= truth).all() and (truth <= upper).all()
+    assert (lower >= 0.6 * truth).all()
+    if num_iters == "auto":
+        wide = upper > lower * (1 + 1e-3)
+        names = [n for n, m in MATRICES.items() if np.iscomplexobj(m) == complex_ones]
+        assert {n for n, w in zip(names, wide) if w} <= {"near orthogonal"}
+
+
+def test_automatic_count_stops_where_it_should():
+    decaying = as32(MATRICES["trained-like"])
+    slow = as32(MATRICES["near orthogonal"])
+    for matrix, excess in ((decaying, 1e-3), (slow, 4e-3)):
+        truth = oracles.norm(matrix)
+        assert truth <= float(gram_iteration(matrix, num_iters="auto")) <= truth * (1 + excess)
+    loose = float(gram_iteration(as32(MATRICES["gaussian"]), num_iters="auto", tol=0.3))
+    assert loose > oracles.norm(as32(MATRICES["gaussian"])) * 1.01
+
+
+@pytest.mark.parametrize("shape", [(9, 6), (6, 9)])
+@pytest.mark.parametrize("complex_ones", [False, True], ids=["real", "complex"])
+def test_gradient_of_the_norm(seeded_key, shape, complex_ones):
+    parts = np.asarray(jax.random.normal(seeded_key, (2, *shape)))
+    matrix = parts[0] + 1j * parts[1] if complex_ones else parts[0]
+    u, _, v = np.linalg.svd(matrix)
+    truth = np.outer(u[:, 0], v[0])
+    imag = parts[1] if complex_ones else None
+
+    def slope(**options):
+        found = jax.grad(lambda m: gram_bound(*m, num_iters=6, **options))((parts[0], imag))
+        return joined(found)
+
+    def joined(found):
+        found = [None if part is None else np.asarray(part) for part in found]
+        return found[0] if imag is None else found[0] + 1j * found[1]
+
+    np.testing.assert_allclose(slope(gradient="norm"), truth, atol=1e-4)
+    np.testing.assert_allclose(slope(), truth, atol=1e-3)
+    auto = jax.grad(lambda m: gram_enclosure(*m, num_iters="auto", tol=1e-5, final="deflated")[1])
+    np.testing.assert_allclose(joined(auto((parts[0], imag))), truth, atol=3e-2)
+
+
+@pytest.mark.parametrize("final", FINALS)
+def test_gradient_equals_automatic_differentiation(seeded_key, final):
+    """The custom rule of the Gram product against the plain one, and against differences."""
+    with jax.enable_x64(True):
+        matrix = np.asarray(jax.random.normal(seeded_key, (7, 5), np.float64))
+        norm = lambda m: gram_iteration(m, num_iters=3, final=final)  # noqa: E731
+        slope = jax.grad(norm)(matrix)
+        if final != "deflated":  # whose vector is held fixed
+            step = np.asarray(jax.random.normal(jax.random.key(5), (7, 5), np.float64))
+            difference = (norm(matrix + 1e-6 * step) - norm(matrix - 1e-6 * step)) / 2e-6
+            np.testing.assert_allclose((slope * step).sum(), difference, rtol=1e-6)
+        check_grads(norm, (matrix,), order=1, modes=["fwd", "rev"], rtol=0.05)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gram, "_self_product", lambda a: gram.contract(a, a))
+            plain = jax.grad(lambda m: gram.scaled_bound(m, None, 3, final)[0])(matrix)
+        custom = jax.grad(lambda m: gram.scaled_bound(m, None, 3, final)[0])(matrix)
+        np.testing.assert_allclose(custom, plain, rtol=1e-12)
+        np.testing.assert_allclose(custom, slope, rtol=1e-6)
+        hessian = jax.hessian(norm)(matrix)
+        assert np.isfinite(hessian).all() and np.abs(hessian).max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["wide", "long sums", "row", "column", "scalar", "complex wide"])
@@ -195,7 +267,24 @@ def test_bad_matrices_are_named(bad, word):
         gram_iteration(bad)
 
 
-@pytest.mark.parametrize("num_iters", [0, -1, 1.5, True])
-def test_bad_num_iters_is_named(num_iters):
-    with pytest.raises(ValueError, match="num_iters"):
-        gram_iteration(jnp.ones((2, 2)), num_iters=num_iters)
+@pytest.mark.parametrize(
+    "option,value",
+    [
+        ("num_iters", 0),
+        ("num_iters", -1),
+        ("num_iters", 1.5),
+        ("num_iters", True),
+        ("num_iters", "many"),
+        ("final", "exact"),
+        ("gradient", "none"),
+        ("tol", -1.0),
+    ],
+)
+def test_bad_options_are_named(option, value):
+    with pytest.raises(ValueError, match=option):
+        gram_iteration(jnp.ones((2, 2)), **{option: value})
+
+
+def test_automatic_count_has_no_gradient_of_the_bound():
+    with pytest.raises(ValueError, match="gradient is 'bound'"):
+        gram_iteration(jnp.ones((2, 2)), num_iters="auto", gradient="bound")
