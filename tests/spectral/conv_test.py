@@ -216,9 +216,7 @@ def test_frequencies_cover_each_opposite_pair_once(grid):
 @pytest.mark.parametrize("num_iters", [3, "auto"])
 def test_chunks_do_not_change_the_bound(num_iters):
     kernel = gaussian(3, 3, 4, 5)
-    norm = functools.partial(
-        conv_gram_iteration, padding="zero", input_size=9, num_iters=num_iters
-    )
+    norm = functools.partial(conv_gram_iteration, padding="zero", input_size=9, num_iters=num_iters)
     whole, gradient = jax.value_and_grad(norm)(kernel)
     part, slope = jax.value_and_grad(functools.partial(norm, chunk=7))(kernel)
     np.testing.assert_allclose(part, whole, rtol=2e-3 if num_iters == "auto" else 1e-6)
