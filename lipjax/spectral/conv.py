@@ -34,6 +34,7 @@ from jax import lax
 from lipjax import _checks
 from lipjax._numerics import einsum, gamma, power_of_two, round_down, round_up, safe_norm
 from lipjax.spectral.gram import (
+    Enclosure,
     _any_nonzero,
     check_options,
     mark_nonfinite,
@@ -41,6 +42,7 @@ from lipjax.spectral.gram import (
     scaled_enclosure,
     scaled_enclosures,
 )
+from lipjax.spectral.power import zero_padded_lower
 from lipjax.typing import Array
 
 PADDINGS = ("circular", "zero", "any")
@@ -53,7 +55,7 @@ CPU_FLOATS, DEVICE_FLOATS = 2**20, 2**26
 def conv_gram_iteration(
     kernel: Array,
     *,
-    padding: str,
+    padding: str | Sequence[tuple[int, int]],
     input_size: int | Sequence[int] | None = None,
     strides: int | Sequence[int] = 1,
     dilation: int | Sequence[int] = 1,
@@ -72,7 +74,8 @@ def conv_gram_iteration(
             convolution it is the adjoint of: swap its two channel axes, and for a known size give
             that of its output.
         padding: `"circular"`: periodic, at `input_size`. `"zero"`: at most half a window of zeros
-            at each end (`SAME`, also `VALID`), at `input_size`. `"any"`: circular or zero padding
+            at each end (`SAME`, also `VALID`), at `input_size`. Pairs `(low, high)`: that many
+            zeros at the ends of each axis, at `input_size`. `"any"`: circular or zero padding
             of any amount at any input size; `input_size` is not used. Strides are covered and
             not made use of: with a known size `"zero"` gives a smaller bound.
         input_size: Points per spatial axis, one integer or one per axis.
@@ -117,10 +120,92 @@ def conv_gram_iteration(
     return _conv_bound(kernel, geometry, options)[1]
 
 
+def conv_enclosure(
+    kernel: Array,
+    *,
+    padding: str | Sequence[tuple[int, int]],
+    input_size: int | Sequence[int] | None = None,
+    strides: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    num_iters: int | str = 4,
+    tol: float = 1e-3,
+    final: str = "deflated",
+    chunk: int | None = None,
+) -> Enclosure:
+    """Lower and upper bound on the spectral norm of a convolution.
+
+    The lower bound is what the convolution does to one vector, minus its rounding: at the largest
+    frequency for circular padding, found by 32 steps of power iteration for zero padding.
+
+    Args:
+        kernel, padding, input_size, strides, dilation, groups, num_iters, tol, final, chunk: As in
+            `conv_gram_iteration`.
+
+    Returns:
+        `Enclosure(lower, upper)`, `float[]` each.
+
+    Guarantee: `upper` is that of `conv_gram_iteration`. `lower` is at most the norm, for zero
+    padding that of `SAME`; for `"any"` at most the supremum over all sizes and paddings.
+
+    >>> import jax.numpy as jnp
+    >>> blur = jnp.full((3, 3, 1, 1), 1 / 9)
+    >>> lower, upper = conv_enclosure(blur, padding="circular", input_size=8)
+    >>> bool(0.9999 < lower <= 1.0 <= upper < 1.0001)
+    True
+    """
+    kernel, geometry = _checked(kernel, padding, input_size, strides, dilation, groups)
+    options = _options(num_iters, tol, final, "norm", chunk)._replace(lower=True)
+    lower, upper = _conv_bound(kernel, geometry, options)
+    if padding not in ("circular", "any"):
+        pads = "SAME" if padding == "zero" else geometry.padding
+        lower = zero_padded_lower(kernel, **geometry._replace(padding=pads)._asdict())
+    elif padding == "any" and max(geometry.strides) > 1:
+        size = tuple(32 * s for s in geometry.strides)
+        circular = geometry._replace(padding="circular", input_size=size)
+        lower = _conv_bound(kernel, circular, options)[0]
+    return Enclosure(lower, upper)
+
+
+def padding_norm(mode: str, pad: int | Sequence[int], input_size: int | Sequence[int]) -> float:
+    """Norm of the operator that pads an image, which a `VALID` convolution follows.
+
+    A convolution with reflecting or replicating padding has at most this times the norm that
+    `conv_gram_iteration(..., padding="any")` bounds.
+
+    Args:
+        mode: `"constant"` (zeros), `"reflect"`, `"symmetric"`, `"edge"` or `"wrap"`, as in
+            `jnp.pad`.
+        pad: Points added at each end, one integer per spatial axis, or one for a single axis.
+        input_size: Points per spatial axis, one integer or one per axis.
+
+    Returns:
+        The product over the axes of the square root of how often one point is seen: 1 for zeros,
+        `sqrt(2)` for a reflection (`sqrt(3)` if it reaches the middle from both ends),
+        `sqrt(pad + 1)` for edge. Rounded up.
+
+    Raises:
+        ValueError: for an unknown mode or a negative pad.
+
+    >>> round(padding_norm("reflect", (1, 1), 32), 4)
+    2.0
+    """
+    _checks.one_of(("constant", "reflect", "symmetric", "edge", "wrap"), mode=mode)
+    pads = (pad,) if isinstance(pad, int | np.integer) else tuple(pad)
+    _checks.integer(0, **{f"pad[{axis}]": p for axis, p in enumerate(pads)})
+    norm = 1.0
+    for p, n in zip(pads, per_axis(len(pads), input_size=input_size)):
+        if p and mode != "constant":
+            # The columns of the operator are orthogonal: each output is a copy of one input.
+            seen = np.bincount(np.pad(np.arange(n), p, mode=mode))
+            norm *= math.sqrt(seen.max()) * (1 + 2**-50)
+    return norm
+
+
 class Geometry(NamedTuple):
     """How a kernel is applied; a tuple has one entry per axis."""
 
-    padding: str
+    padding: str | tuple[tuple[int, int], ...]
     input_size: tuple[int, ...] | None
     strides: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -215,7 +300,8 @@ def torus_problem(kernel, *, padding, input_size, strides, dilation):
     else:
         # Any torus of at least size + half a window; a multiple of the step, so that it divides.
         step = strides if strided else dilation
-        grid = tuple(-(-(n + k // 2) // s) for n, k, s in zip(size, reach, step))
+        pads = [k // 2 for k in reach] if padding == "zero" else [max(p) for p in padding]
+        grid = tuple(-(-(n + p) // s) for n, p, s in zip(size, pads, step))
     return kernel, grid, 1.0
 
 
@@ -406,7 +492,10 @@ def _symbol_error(taps):
 def _checked(kernel, padding, input_size, strides, dilation, groups):
     kernel = jnp.asarray(kernel)
     dims = check_kernel(kernel)
-    _checks.one_of(PADDINGS, padding=padding)
+    if isinstance(padding, str):
+        _checks.one_of(PADDINGS, padding=padding)
+    else:
+        padding = _pairs(padding, dims)
     _checks.integer(1, groups=groups)
     if input_size is not None:
         input_size = per_axis(dims, input_size=input_size)
@@ -417,6 +506,16 @@ def _checked(kernel, padding, input_size, strides, dilation, groups):
         per_axis(dims, dilation=dilation),
         groups,
     )
+
+
+def _pairs(padding, dims) -> tuple[tuple[int, int], ...]:
+    pairs = np.asarray(padding)
+    if pairs.shape != (dims, 2) or not np.issubdtype(pairs.dtype, np.integer) or pairs.min() < 0:
+        raise ValueError(
+            f"padding is {padding!r}; it must be one of {list(PADDINGS)} or {dims} pairs "
+            "(low, high) of integers of at least 0."
+        )
+    return tuple((int(low), int(high)) for low, high in pairs)
 
 
 def _options(num_iters, tol, final, gradient, chunk) -> _Options:

@@ -91,7 +91,7 @@ def gram_iteration(
 
     Reference: Delattre et al. (2023), https://arxiv.org/abs/2305.16173, algorithm 1.
     """
-    re, im = _checked(matrix)
+    re, im = checked_matrix(matrix)
     check_options(num_iters, tol, final, gradient)
     if num_iters == "auto":
         return gram_enclosure(re, im, num_iters="auto", tol=float(tol), final=final)[1]
@@ -131,7 +131,7 @@ def enclosure(
     >>> bool(2.999 < lower <= 3.0 <= upper < 3.001)
     True
     """
-    re, im = _checked(matrix)
+    re, im = checked_matrix(matrix)
     check_options(num_iters, tol, final, None)
     return Enclosure(*gram_enclosure(re, im, num_iters=num_iters, tol=float(tol), final=final))
 
@@ -183,7 +183,7 @@ def scaled_enclosure(re, im, num_iters, tol, final):
         lower, upper, v = _adaptive(constant_re, constant_im, tol, final)
     else:
         upper, v = scaled_bound(constant_re, constant_im, num_iters, final, with_vector=True)
-        lower = _rayleigh(constant_re, constant_im, v)
+        lower = scaled_rayleigh(constant_re, constant_im, v)
     # sigma_1 = Re <u, W v> at its singular vectors: its derivative, added as an exact zero.
     u = _times(constant_re, constant_im, v)
     u = u * safe_reciprocal(safe_norm(u, axis=(-2, -1), keepdims=True))
@@ -381,7 +381,7 @@ def _top_vector(product, packed):
         product = (product + _transpose(product)) / 2
     v = _largest_column(product, packed)
     for _ in range(2):
-        v = _unit(_apply(product, v, packed))
+        v = unit_vector(_apply(product, v, packed))
     return v
 
 
@@ -428,13 +428,13 @@ def _column_vector(re, im, v, swapped):
     if not swapped:
         return v
     v = _times(re, im, v)  # its conjugate is the right vector of the transpose
-    return _unit(v if im is None else jnp.stack([v[..., 0], -v[..., 1]], axis=-1))
+    return unit_vector(v if im is None else jnp.stack([v[..., 0], -v[..., 1]], axis=-1))
 
 
-def _rayleigh(re, im, v):
+def scaled_rayleigh(re, im, v):
     """`|W v| / |v|`, rounded down: a lower bound on the norm, `float[...]`, for any v."""
     rows, cols = re.shape[-2:]
-    length = safe_norm(_times(re, im, _unit(v)), axis=(-2, -1))
+    length = safe_norm(_times(re, im, unit_vector(v)), axis=(-2, -1))
     size = safe_norm(_joined(re, im), axis=(-2, -1))
     slack = 2 * gamma(cols + 8, re.dtype) * round_up(size, 2 * rows * cols)
     short = gamma(2 * rows + 16, re.dtype) + gamma(2 * cols + 16, re.dtype)  # the two lengths
@@ -500,7 +500,7 @@ def _dynamic(re, im, final):
             wound = round_up(safe_sqrt(bound + state.errors[step]) * state.scales[step], 3)
             bound = jnp.where(step <= state.step, wound, bound)
         v = _column_vector(re, im, v, swapped)
-        return _rayleigh(*original, v), round_up(safe_sqrt(bound + state.errors[0]), 2), v
+        return scaled_rayleigh(*original, v), round_up(safe_sqrt(bound + state.errors[0]), 2), v
 
     return begun, measure
 
@@ -530,7 +530,7 @@ def check_options(num_iters, tol, final, gradient) -> None:
             )
 
 
-def _checked(matrix):
+def checked_matrix(matrix):
     matrix = jnp.asarray(matrix)
     _checks.at_least_rank(2, "[..., p, q]", matrix=matrix)
     _checks.nonempty(matrix=matrix)
@@ -538,7 +538,7 @@ def _checked(matrix):
     return (matrix.real, matrix.imag) if jnp.iscomplexobj(matrix) else (matrix, None)
 
 
-def _unit(v):
+def unit_vector(v):
     v = v / power_of_two(jnp.max(jnp.abs(v), axis=(-2, -1), keepdims=True))
     return v * safe_rsqrt(jnp.sum(jnp.square(v), axis=(-2, -1), keepdims=True))
 

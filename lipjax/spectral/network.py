@@ -1,0 +1,567 @@
+r"""Lipschitz bounds of whole networks, read off the program that JAX traces.
+
+`network_bound(fn, x)` traces any function of one array, walks through its operations, and keeps for
+every intermediate value a bound on its Lipschitz constant with respect to `x`: a convolution or
+matrix product multiplies by its spectral norm, a sum of two branches adds, an activation multiplies
+by its slope. Nothing has to be known about the library that the network is written in: Flax NNX,
+Linen, Haiku, Equinox and plain functions become the same operations.
+
+A multiplication of each channel by a constant, as batch normalization in evaluation is, is folded
+into the convolution or matrix before it, which is exact and smaller than the product of the norms.
+What cannot be bounded (a product of two values that both depend on the input, a loop, an unknown
+operation) is an error that names it; nothing is guessed.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+
+from lipjax import _checks
+from lipjax._numerics import round_up, safe_sqrt, unit_roundoff
+from lipjax.spectral.conv import conv_gram_iteration
+from lipjax.spectral.gram import gram_iteration
+from lipjax.typing import Array, Bound
+
+
+class LayerBound(NamedTuple):
+    """One factor of a network's bound.
+
+    Attributes:
+        name: The scope it was traced in, if the network names scopes, and what it is.
+        kind: `"conv"`, `"dense"`, `"pool"`, `"scale"`, `"activation"` or `"copy"`.
+        bound: `float[]`, upper bound on its Lipschitz constant.
+        share: `float[]`, the relative change of the network's bound per relative change of this
+            one: 1 in a chain, less inside a residual branch.
+    """
+
+    name: str
+    kind: str
+    bound: Array
+    share: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkBound:
+    """What `network_bound` found.
+
+    Attributes:
+        value: `float[]`, upper bound on the l2 Lipschitz constant of the network.
+        layers: Its factors that are not 1, in the order of the computation.
+    """
+
+    value: Array
+    layers: tuple[LayerBound, ...]
+
+    @property
+    def bound(self) -> Bound:
+        """The value as a `Bound` that certificates take."""
+        return Bound(self.value, "upper")
+
+    def table(self) -> str:
+        """One line per layer: its bound, its share, its kind and name."""
+        lines = [f"{'bound':>12} {'share':>6}  kind        layer"]
+        lines += [f"{float(b):12.5g} {float(s):6.2f}  {k:<11} {n}" for n, k, b, s in self.layers]
+        return "\n".join([*lines, f"{float(self.value):12.5g}         the network"])
+
+
+def network_bound(
+    fn: Callable[[Array], Array], x: Any, *, num_iters: int | str = 6, gradient: str = "norm"
+) -> NetworkBound:
+    """Upper bound on the l2 Lipschitz constant of a network, and one per layer.
+
+    Args:
+        fn: From one array to one array, as `lambda x: model(x)` of a model in evaluation. A leading
+            batch axis is fine: examples that do not mix have the constant of one.
+        x: An input, or a `jax.ShapeDtypeStruct` like one. Only its shape and dtype matter.
+        num_iters: Gram products per layer, see `gram_iteration`.
+        gradient: See `gram_iteration`: the bounds are differentiable in the weights of `fn`.
+
+    Returns:
+        `NetworkBound(value, layers)`.
+
+    Guarantee: `|fn(x) - fn(y)| <= value |x - y|` for all x and y of that shape, for the real
+    function of the weights that are passed in; the rounding of the bound is included, that of
+    evaluating `fn` is not. Convolutions are bounded with their padding at the size of `x`.
+
+    Raises:
+        ValueError: for an operation that has no bound; the message names it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> weights = jnp.diag(jnp.array([3.0, 1.0]))
+        >>> found = network_bound(lambda x: x + 0.5 * jax.nn.relu(x @ weights), jnp.ones((1, 2)))
+        >>> round(float(found.value), 3)
+        2.5
+
+    Reference: the product bound of Szegedy et al. (2014), https://arxiv.org/abs/1312.6199, with the
+    layers' norms by Delattre et al. (2023), https://arxiv.org/abs/2305.16173.
+    """
+    leaves = jax.tree.leaves(x)
+    if len(leaves) != 1:
+        raise ValueError(f"x has {len(leaves)} arrays; network_bound takes a function of one.")
+    _checks.real_floating(x=leaves[0])
+    closed = jax.make_jaxpr(fn)(x)
+    if len(closed.jaxpr.outvars) != 1:
+        raise ValueError(
+            f"fn returns {len(closed.jaxpr.outvars)} arrays; network_bound takes one that returns "
+            "one, for example lambda x: model(x)[0]."
+        )
+    walk = _Walk(dict(num_iters=num_iters, gradient=gradient), leaves[0].dtype)
+    consts = [_Constant(c, jnp.shape(c)) for c in closed.consts]
+    (out,) = walk.run(closed.jaxpr, consts, [_Value(0)])
+    last = walk.flush(out) if isinstance(out, _Value) else walk.record("zero")
+    norms = jnp.stack([norm for _, _, norm in walk.layers]) if walk.layers else jnp.zeros(0)
+
+    def total(logs):
+        return walk.evaluate(last, norms * jnp.exp(logs))
+
+    value = walk.evaluate(last, norms)
+    slopes = lax.stop_gradient(jax.grad(total)(jnp.zeros_like(norms)))
+    shares = jnp.where(value > 0, slopes / jnp.where(value > 0, value, 1), 0)
+    rows = zip(walk.layers, shares)
+    return NetworkBound(value, tuple(LayerBound(n, k, b, s) for (n, k, b), s in rows))
+
+
+def penalty(network: NetworkBound, *, threshold: float = 1.0) -> Array:
+    """`sum_layers max(0, bound - threshold)` over convolutions and matrices: a loss term.
+
+    Add a multiple of it to the loss; its gradient is that of the layers' norms.
+
+    >>> import jax.numpy as jnp
+    >>> found = network_bound(lambda x: 3 * (x @ (2 * jnp.eye(2))), jnp.ones((1, 2)))
+    >>> round(float(penalty(found)), 3)
+    5.0
+    """
+    _checks.nonnegative(threshold=threshold)
+    excess = [jax.nn.relu(b - threshold) for _, kind, b, _ in network.layers if kind in _LINEAR]
+    return sum(excess, jnp.zeros(()))
+
+
+_LINEAR = ("conv", "dense")
+
+
+class _Constant(NamedTuple):
+    """A value that does not depend on the input; `array` broadcasts to `shape`."""
+
+    array: Any
+    shape: tuple[int, ...]
+
+    def full(self):
+        return jnp.broadcast_to(self.array, self.shape)
+
+
+class _Linear(NamedTuple):
+    """A convolution or matrix whose bound is not taken yet: what scales its channels may follow.
+
+    Attributes:
+        kind: `"conv"` or `"dense"`.
+        name: For the table.
+        kernel: `float[*window, in, out]` or `float[in, out]`.
+        axis: The axis of the output that has the channels.
+        norm: `kernel -> float[]`.
+    """
+
+    kind: str
+    name: str
+    kernel: Array
+    axis: int
+    norm: Callable
+    folds: int = 0  # how often a constant was multiplied in, each with a rounding of its own
+
+
+class _Value(NamedTuple):
+    """A value that depends on the input: its bound is that of node `node`, then `linear`."""
+
+    node: int
+    linear: _Linear | None = None
+
+
+class _Decision(NamedTuple):
+    """A truth value or integer that depends on the input."""
+
+    why: str
+
+
+class _Walk:
+    """Walks through a program; bounds are nodes of a small one: products, sums, hypotenuses."""
+
+    def __init__(self, options, dtype):
+        self.options, self.dtype = options, dtype
+        self.nodes = [("input",)]
+        self.layers = []  # (name, kind, norm)
+        self.flushed = {}
+
+    def record(self, *node) -> int:
+        self.nodes.append(node)
+        return len(self.nodes) - 1
+
+    def layer(self, node: int, name, kind, norm) -> int:
+        """The node after a layer with that Lipschitz constant."""
+        self.layers.append((name, kind, jnp.asarray(norm, self.dtype)))
+        return self.record("layer", node, len(self.layers) - 1)
+
+    def flush(self, value: _Value) -> int:
+        """The node of the value itself, its pending linear map included."""
+        linear = value.linear
+        if linear is None:
+            return value.node
+        key = (value.node, id(linear.kernel))
+        if key not in self.flushed:
+            kernel = linear.kernel
+            # A rounding of every entry moves the norm by u |K|_F <= u sqrt(taps min(in, out)) |K|.
+            spread = 2 * linear.folds * math.sqrt(kernel.size / max(kernel.shape[-2:]))
+            norm = linear.norm(kernel) * (1 + 2 * spread * unit_roundoff(kernel.dtype))
+            node = self.layer(value.node, linear.name, linear.kind, norm)
+            self.flushed[key] = node, linear.kernel  # which keeps the id in use
+        return self.flushed[key][0]
+
+    def evaluate(self, last: int, norms):
+        values = []
+        for kind, *args in self.nodes:
+            if kind == "input":
+                value = jnp.ones((), norms.dtype)
+            elif kind == "zero":
+                value = jnp.zeros((), norms.dtype)
+            elif kind == "layer":
+                value = round_up(values[args[0]] * norms[args[1]])
+            elif kind == "sum":
+                value = round_up(sum(values[i] for i in args), len(args))
+            else:
+                value = round_up(safe_sqrt(sum(values[i] ** 2 for i in args)), len(args) + 2)
+            values.append(value)
+        return values[last]
+
+    def run(self, jaxpr, consts, args):
+        """The values of the outputs of a jaxpr."""
+        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args]))
+
+        def read(var):
+            if isinstance(var, core.Literal):
+                return _Constant(jnp.asarray(var.val, var.aval.dtype), var.aval.shape)
+            return known[var]
+
+        for eqn in jaxpr.eqns:
+            inputs = [read(v) for v in eqn.invars]
+            known.update(zip(eqn.outvars, self.apply(eqn, inputs)))
+        return [read(v) for v in jaxpr.outvars]
+
+    def apply(self, eqn, inputs):
+        name, params = eqn.primitive.name, eqn.params
+        if all(isinstance(i, _Constant) for i in inputs) and name not in _CALLS:
+            return self.constant(eqn, inputs)
+        inner = next((params[k] for k in ("jaxpr", "call_jaxpr") if k in params), None)
+        if name in _CALLS:
+            slope = _activation_slope(params.get("name"), inner, inputs)
+            if slope is not None:
+                (value,) = (i for i in inputs if isinstance(i, _Value))
+                node = self.flush(value)
+                if slope != 1:
+                    node = self.layer(node, self.name(eqn, params["name"]), "activation", slope)
+                return [_Value(node)]
+            if isinstance(inner, core.ClosedJaxpr):
+                consts = [_Constant(c, jnp.shape(c)) for c in inner.consts]
+                return self.run(inner.jaxpr, consts, inputs)
+            return self.run(inner, [], inputs)
+        if any(isinstance(i, _Decision) for i in inputs):
+            if name in _LOGIC:
+                return [_Decision(name)]
+            raise ValueError(self.refusal(eqn, "it decides by a comparison of the input"))
+        if name in _LOGIC:
+            return [_Decision(name)]
+        if name == "split":
+            return [_Value(self.flush(inputs[0]))] * len(eqn.outvars)
+        if name not in _RULES or len(eqn.outvars) > 1:
+            raise ValueError(self.refusal(eqn, "its Lipschitz constant is not known here"))
+        return [_RULES[name](self, eqn, inputs)]
+
+    def constant(self, eqn, inputs):
+        """Evaluates an operation on constants; a broadcast keeps its small operand."""
+        if eqn.primitive.name == "broadcast_in_dim" and len(inputs) == 1:
+            shape, where = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+            if inputs[0].array.shape == inputs[0].shape:
+                small = [1] * len(shape)
+                for axis, size in zip(where, inputs[0].shape):
+                    small[axis] = size
+                return [_Constant(jnp.reshape(inputs[0].array, small), tuple(shape))]
+        out = eqn.primitive.bind(*(i.full() for i in inputs), **eqn.params)
+        out = out if eqn.primitive.multiple_results else [out]
+        return [_Constant(o, jnp.shape(o)) for o in out]
+
+    def name(self, eqn, what) -> str:
+        scope = str(eqn.source_info.name_stack)
+        return f"{scope}: {what}" if scope else what
+
+    def refusal(self, eqn, why) -> str:
+        shapes = ", ".join(str(v.aval.shape) for v in eqn.invars)
+        return (
+            f"fn contains the operation {eqn.primitive.name!r} on values of shape {shapes} that "
+            f"depend on x: {why}. Bound that part by itself and multiply."
+        )
+
+    def scaled(self, eqn, value: _Value, factor: _Constant) -> _Value:
+        """The value times a constant, folded into a linear map whose channels it scales."""
+        small = factor.array
+        shape = (1,) * (len(factor.shape) - small.ndim) + small.shape
+        linear = value.linear
+        if linear is not None and all(
+            n == 1 for axis, n in enumerate(shape) if axis != linear.axis
+        ):
+            kernel = linear.kernel * jnp.broadcast_to(
+                small.reshape(-1).astype(linear.kernel.dtype), linear.kernel.shape
+            )
+            return value._replace(linear=linear._replace(kernel=kernel, folds=linear.folds + 1))
+        largest = jnp.max(jnp.abs(small))
+        node = self.flush(value)
+        if isinstance(largest, jax.core.Tracer) or float(largest) != 1:
+            node = self.layer(node, self.name(eqn, "times a constant"), "scale", round_up(largest))
+        return _Value(node)
+
+
+def _keep(walk, eqn, inputs):
+    """Operations of norm 1 that move the entries, and elementwise ones of slope at most 1."""
+    return _Value(walk.flush(inputs[0]))
+
+
+def _affine(walk, eqn, inputs):
+    """Sums: of two branches, or with a constant, which changes no difference."""
+    values = [i for i in inputs if isinstance(i, _Value)]
+    if len(values) == 1:
+        return values[0]
+    return _Value(walk.record("sum", *(walk.flush(v) for v in values)))
+
+
+def _negated(walk, eqn, inputs):
+    return inputs[0]
+
+
+def _product(walk, eqn, inputs):
+    values = [i for i in inputs if isinstance(i, _Value)]
+    if len(values) == 2:
+        raise ValueError(walk.refusal(eqn, "a product of two such values has no constant"))
+    factor = inputs[1] if isinstance(inputs[0], _Value) else inputs[0]
+    return walk.scaled(eqn, values[0], factor)
+
+
+def _quotient(walk, eqn, inputs):
+    if not isinstance(inputs[1], _Constant):
+        raise ValueError(walk.refusal(eqn, "a division by such a value has no constant"))
+    inverse = round_up(jnp.abs(1 / inputs[1].array))
+    return walk.scaled(eqn, inputs[0], _Constant(inverse, inputs[1].shape))
+
+
+def _joined(walk, eqn, inputs):
+    """Elementwise maxima and concatenations: no more than the hypotenuse of the branches."""
+    nodes = [walk.flush(i) for i in inputs if isinstance(i, _Value)]
+    return _Value(nodes[0] if len(nodes) == 1 else walk.record("hypot", *nodes))
+
+
+def _clamped(walk, eqn, inputs):
+    low, value, high = inputs
+    if not (isinstance(low, _Constant) and isinstance(high, _Constant)):
+        raise ValueError(walk.refusal(eqn, "its limits depend on the input"))
+    return _keep(walk, eqn, [value])
+
+
+def _selected(walk, eqn, inputs):
+    return _joined(walk, eqn, inputs[1:])  # by a constant: decisions were refused before
+
+
+def _broadcast(walk, eqn, inputs):
+    """Copies: the norm is the square root of their number."""
+    copies = math.prod(eqn.params["shape"]) // max(1, math.prod(eqn.invars[0].aval.shape))
+    node = walk.flush(inputs[0])
+    if copies == 1:
+        return _Value(node)
+    return _Value(walk.layer(node, walk.name(eqn, f"{copies} copies"), "copy", _root(copies)))
+
+
+def _reduced_sum(walk, eqn, inputs):
+    shape = eqn.invars[0].aval.shape
+    count = math.prod(shape[axis] for axis in eqn.params["axes"])
+    node = walk.flush(inputs[0])
+    if count == 1:
+        return _Value(node)
+    return _Value(walk.layer(node, walk.name(eqn, f"sum of {count}"), "pool", _root(count)))
+
+
+def _padded(walk, eqn, inputs):
+    if not isinstance(inputs[1], _Constant):
+        raise ValueError(walk.refusal(eqn, "it is padded with a value of the input"))
+    return _keep(walk, eqn, inputs)
+
+
+def _pooled(walk, eqn, inputs, *, summed):
+    """A point lies in at most `ceil(window / stride)` windows per axis."""
+    params = eqn.params
+    if max((*params["base_dilation"], *params["window_dilation"])) > 1:
+        raise ValueError(walk.refusal(eqn, "a dilated window is not supported"))
+    window, strides = params["window_dimensions"], params["window_strides"]
+    seen = math.prod(-(-w // s) for w, s in zip(window, strides))
+    size = math.prod(window) if summed else 1
+    node = walk.flush(inputs[0])
+    if seen * size == 1:
+        return _Value(node)
+    what = "sum" if summed else "max"
+    shape = "x".join(str(w) for w in window if w > 1)
+    name = walk.name(eqn, f"{what} pool {shape}")
+    return _Value(walk.layer(node, name, "pool", _root(seen * size)))
+
+
+def _convolved(walk, eqn, inputs):
+    if not (isinstance(inputs[0], _Value) and isinstance(inputs[1], _Constant)):
+        raise ValueError(walk.refusal(eqn, "its kernel depends on the input"))
+    params, x = eqn.params, eqn.invars[0].aval
+    if params["batch_group_count"] != 1:
+        raise ValueError(walk.refusal(eqn, "batch groups are not supported"))
+    numbers = params["dimension_numbers"]
+    out_channel, in_channel, *window_axes = numbers.rhs_spec
+    kernel = jnp.transpose(inputs[1].full(), (*window_axes, in_channel, out_channel))
+    *window, c_in, c_out = kernel.shape
+    sizes = tuple(x.shape[axis] for axis in numbers.lhs_spec[2:])
+    groups, strides = params["feature_group_count"], params["window_strides"]
+    geometry = _cheapest(
+        window, sizes, strides, params["rhs_dilation"], params["lhs_dilation"], params["padding"]
+    )
+    norm = functools.partial(conv_gram_iteration, groups=groups, **geometry, **walk.options)
+    shape = "x".join(map(str, window)) + f" {c_in * groups} -> {c_out}"
+    shape += f", stride {'x'.join(map(str, strides))}" if max(strides) > 1 else ""
+    shape += f", {groups} groups" if groups > 1 else ""
+    linear = _Linear("conv", walk.name(eqn, shape), kernel, numbers.out_spec[1], norm)
+    return _Value(walk.flush(inputs[0]), linear)
+
+
+def _cheapest(window, sizes, strides, dilation, lhs_dilation, padding):
+    """Options of `conv_gram_iteration`: the torus of this size, or the grid for all sizes."""
+    if max(lhs_dilation) > 1:  # zeros between the points, an isometry, then a plain convolution
+        return dict(padding="any")
+    grid = [-(-(n + max(0, *p)) // s) for n, p, s in zip(sizes, padding, strides)]
+    everywhere = [1 if k == 1 else max(32, 16 * (k - 1)) for k in window]
+    if math.prod(grid) > 4 * math.prod(everywhere):
+        return dict(padding="any", strides=strides, dilation=dilation)
+    return dict(
+        padding=tuple((max(0, a), max(0, b)) for a, b in padding),
+        input_size=sizes,
+        strides=strides,
+        dilation=dilation,
+    )
+
+
+def _multiplied(walk, eqn, inputs):
+    (contract, batch) = eqn.params["dimension_numbers"]
+    if all(isinstance(i, _Value) for i in inputs):
+        raise ValueError(walk.refusal(eqn, "a product of two such values has no constant"))
+    if batch[0]:
+        raise ValueError(walk.refusal(eqn, "batched products are not supported"))
+    side = 1 if isinstance(inputs[0], _Value) else 0
+    axes = contract[side]
+    matrix = inputs[side].full()
+    free = [axis for axis in range(matrix.ndim) if axis not in axes]
+    shape = [matrix.shape[axis] for axis in free]
+    rows = math.prod(matrix.shape[axis] for axis in axes)
+    matrix = jnp.transpose(matrix, (*axes, *free)).reshape(rows, math.prod(shape))
+    # The axis of the output that the last free axis of the matrix becomes, if it has just one.
+    last = len(eqn.outvars[0].aval.shape) - 1 if side == 1 else 0
+    axis = last if len(free) == 1 else -1
+    norm = functools.partial(gram_iteration, **walk.options)
+    name = walk.name(eqn, f"{rows} -> {math.prod(shape)}")
+    return _Value(walk.flush(inputs[1 - side]), _Linear("dense", name, matrix, axis, norm))
+
+
+def _root(count) -> float:
+    return math.sqrt(count) * (1 + 2**-22)
+
+
+def _activation_slope(name, inner, inputs):
+    """The largest slope of a `jax.nn` activation, recognized by its whole program; else None."""
+    if name not in _ACTIVATIONS or sum(isinstance(i, _Value) for i in inputs) != 1:
+        return None
+    if not isinstance(inputs[0], _Value):
+        return None
+    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inner.jaxpr.invars]
+    for options in _ACTIVATIONS[name][1]:
+        traced = jax.make_jaxpr(functools.partial(getattr(jax.nn, name), **options))(*avals)
+        own = traced.jaxpr.eqns[0].params.get("jaxpr")
+        if own is not None and str(own) == str(inner):
+            slope = _ACTIVATIONS[name][0]
+            others = [jnp.max(jnp.abs(i.array)).astype(jnp.float32) for i in inputs[1:]]
+            return functools.reduce(jnp.maximum, others, slope) if others else slope
+    return None
+
+
+def _elementwise(walk, eqn, inputs):
+    slope = _SLOPES[eqn.primitive.name]
+    node = walk.flush(inputs[0])
+    if slope != 1:
+        node = walk.layer(node, walk.name(eqn, eqn.primitive.name), "activation", slope)
+    return _Value(node)
+
+
+def _converted(walk, eqn, inputs):
+    dtype = eqn.outvars[0].aval.dtype
+    if dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(walk.refusal(eqn, f"{dtype} rounds too much for a bound"))
+    return _keep(walk, eqn, inputs)
+
+
+_LOGIC = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite", "argmax", "argmin"}
+_SLOPES = {
+    "abs": 1, "tanh": 1, "sin": 1, "cos": 1, "atan": 1, "asinh": 1, "logistic": 0.25, "erf": 1.1284
+}  # fmt: skip
+_ACTIVATIONS = {  # the largest slope, rounded up, and the options the name may have been called with
+    "silu": (1.1, [{}]),
+    "gelu": (1.13, [{}, {"approximate": False}]),
+    "mish": (1.09, [{}]),
+    "softplus": (1.0, [{}]),
+    "log_sigmoid": (1.0, [{}]),
+    "soft_sign": (1.0, [{}]),
+    "squareplus": (1.0, [{}]),
+    "elu": (1.0, [{}]),
+    "celu": (1.0, [{}]),
+    "selu": (1.7581, [{}]),
+    "leaky_relu": (1.0, [{}]),
+    "hard_tanh": (1.0, [{}]),
+}
+_CALLS = (
+    "jit",
+    "pjit",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "checkpoint",
+    "remat2",
+    "closed_call",
+)
+_KEEP = (
+    "reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "copy", "copy_p",
+    "reduce_max", "reduce_min", "sort", "stop_gradient",
+)  # fmt: skip
+_RULES = {
+    "add": _affine,
+    "add_any": _affine,
+    "sub": _affine,
+    "neg": _negated,
+    "mul": _product,
+    "div": _quotient,
+    "max": _joined,
+    "min": _joined,
+    "concatenate": _joined,
+    "clamp": _clamped,
+    "select_n": _selected,
+    "broadcast_in_dim": _broadcast,
+    "reduce_sum": _reduced_sum,
+    "pad": _padded,
+    "reduce_window_max": functools.partial(_pooled, summed=False),
+    "reduce_window_min": functools.partial(_pooled, summed=False),
+    "reduce_window_sum": functools.partial(_pooled, summed=True),
+    "conv_general_dilated": _convolved,
+    "dot_general": _multiplied,
+    "convert_element_type": _converted,
+    **dict.fromkeys(_KEEP, _keep),
+    **dict.fromkeys(_SLOPES, _elementwise),
+}
