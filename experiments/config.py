@@ -27,6 +27,7 @@ class RunConfig:
         offset: Of the cross-entropy, in units of the logits: larger trades accuracy for radius.
         temperature: Of the cross-entropy.
         noise: Standard deviation of Gaussian noise on the training images, in pixel scale [0, 1].
+        shift: Largest random shift, in pixels, by interpolation; 0 for none.
         crop: Pixels that are padded (by reflection) before a random crop; 0 for none.
         flip: Whether images are mirrored at random.
         jitter: Brightness, contrast, saturation and hue of the colour jitter; contrast and
@@ -49,6 +50,7 @@ class RunConfig:
     offset: float = 0.9
     temperature: float = 0.15
     noise: float = 0.0
+    shift: float = 0.0
     crop: int = 0
     flip: bool = False
     jitter: tuple[float, ...] = ()
@@ -70,7 +72,7 @@ class RunConfig:
         _checks.positive(radii=self.radii)
         if not self.radii or list(self.radii) != sorted(set(self.radii)):
             raise ValueError(f"radii is {self.radii}; it must hold increasing numbers.")
-        _checks.within(0.0, 1e6, offset=self.offset, noise=self.noise)
+        _checks.within(0.0, 1e6, offset=self.offset, noise=self.noise, shift=self.shift)
         _checks.within(0.0, 0.9999, betas=self.betas)
         if len(self.betas) != 2:
             raise ValueError(f"betas is {self.betas}; it must hold two numbers.")

@@ -46,11 +46,13 @@ def optimizer(config: RunConfig, num_steps: int) -> optax.GradientTransformation
 
 def augmentation(config: RunConfig):
     """`(key, image) -> image` for one image, or None."""
-    if not (config.crop or config.flip or config.jitter or config.noise):
+    if not (config.shift or config.crop or config.flip or config.jitter or config.noise):
         return None
 
     def apply(key, image):
-        crop_key, flip_key, color_key, noise_key = jax.random.split(key, 4)
+        crop_key, flip_key, color_key, noise_key, shift_key = jax.random.split(key, 5)
+        if config.shift:
+            image = augment.random_shift(shift_key, image, distance=config.shift)
         if config.crop:
             image = augment.random_crop(crop_key, image, pad=config.crop)
         if config.flip:

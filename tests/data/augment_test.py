@@ -10,6 +10,7 @@ from lipjax.data import augment, color
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 CASES = {
     "crop": functools.partial(augment.random_crop, pad=2),
+    "shift": functools.partial(augment.random_shift, distance=0.6),
     "crop-edge": functools.partial(augment.random_crop, pad=9, mode="edge"),
     "crop-constant": functools.partial(augment.random_crop, pad=9, mode="constant"),
     "flip": augment.random_flip,
@@ -198,3 +199,27 @@ def test_noise_of_zero_changes_nothing_and_sigma_may_be_traced(seeded_key, image
     )
     with pytest.raises(ValueError, match="sigma is -1"):
         augment.gaussian_noise(seeded_key, image, sigma=-1.0)
+
+
+class TestRandomShift:
+    IMAGE = jnp.asarray(np.random.default_rng(3).random((6, 5, 2)), jnp.float32)
+
+    def test_moves_by_interpolation_that_is_exact_for_straight_lines(self, seeded_key):
+        ramp = jnp.broadcast_to(jnp.linspace(0.2, 0.7, 9)[:, None, None], (9, 9, 1))
+        moved = augment.random_shift(seeded_key, ramp, distance=0.5)
+        inner = np.asarray(moved - ramp)[2:-2, 2:-2]
+        step = float(ramp[1, 0, 0] - ramp[0, 0, 0])
+        assert np.ptp(inner) < 1e-5 and abs(inner).max() <= 0.5 * step + 1e-5
+
+    def test_no_distance_is_the_image_and_values_stay_in_range(self, key):
+        np.testing.assert_allclose(
+            augment.random_shift(key, self.IMAGE, distance=0.0), self.IMAGE, atol=1e-6
+        )
+        keys = jax.random.split(key, 50)
+        moved = jax.vmap(lambda k: augment.random_shift(k, self.IMAGE, distance=2.0))(keys)
+        assert moved.min() >= 0 and moved.max() <= 1
+        assert len(np.unique(np.asarray(moved)[:, 2, 2, 0])) > 40
+
+    def test_bad_distance_is_named(self, key):
+        with pytest.raises(ValueError, match="distance is -1"):
+            augment.random_shift(key, self.IMAGE, distance=-1)
