@@ -480,19 +480,20 @@ def _root(count) -> float:
 
 def _activation_slope(name, inner, inputs):
     """The largest slope of a `jax.nn` activation, recognized by its whole program; else None."""
-    if name not in _ACTIVATIONS or sum(isinstance(i, _Value) for i in inputs) != 1:
+    if name not in _ACTIVATIONS or not isinstance(inner, core.ClosedJaxpr):
         return None
-    if not isinstance(inputs[0], _Value):
+    value, *rest = inputs
+    if not isinstance(value, _Value) or not all(isinstance(i, _Constant) for i in rest):
         return None
-    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inner.jaxpr.invars]
-    for options in _ACTIVATIONS[name][1]:
-        traced = jax.make_jaxpr(functools.partial(getattr(jax.nn, name), **options))(*avals)
-        own = traced.jaxpr.eqns[0].params.get("jaxpr")
-        if own is not None and str(own) == str(inner):
-            slope = _ACTIVATIONS[name][0]
-            others = [jnp.max(jnp.abs(i.array)).astype(jnp.float32) for i in inputs[1:]]
-            return functools.reduce(jnp.maximum, others, slope) if others else slope
-    return None
+    slope, option = _ACTIVATIONS[name]
+    avals = [v.aval for v in inner.jaxpr.invars]
+    like = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals]
+    traced = jax.make_jaxpr(getattr(jax.nn, name))(*like)
+    if str(traced.jaxpr.eqns[0].params.get("jaxpr")) != str(inner):
+        return None
+    for constant in rest if option else []:
+        slope = jnp.maximum(slope, jnp.max(jnp.abs(constant.array)))
+    return slope
 
 
 def _elementwise(walk, eqn, inputs):
@@ -514,19 +515,18 @@ _LOGIC = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite", "
 _SLOPES = {
     "abs": 1, "tanh": 1, "sin": 1, "cos": 1, "atan": 1, "asinh": 1, "logistic": 0.25, "erf": 1.1284
 }  # fmt: skip
-_ACTIVATIONS = {  # the largest slope, rounded up, and the options the name may have been called with
-    "silu": (1.1, [{}]),
-    "gelu": (1.13, [{}, {"approximate": False}]),
-    "mish": (1.09, [{}]),
-    "softplus": (1.0, [{}]),
-    "log_sigmoid": (1.0, [{}]),
-    "soft_sign": (1.0, [{}]),
-    "squareplus": (1.0, [{}]),
-    "elu": (1.0, [{}]),
-    "celu": (1.0, [{}]),
-    "selu": (1.7581, [{}]),
-    "leaky_relu": (1.0, [{}]),
-    "hard_tanh": (1.0, [{}]),
+_ACTIVATIONS = {  # the largest slope, rounded up, and the argument that may exceed it
+    "silu": (1.1, None),
+    "mish": (1.09, None),
+    "softplus": (1.0, None),
+    "log_sigmoid": (1.0, None),
+    "soft_sign": (1.0, None),
+    "squareplus": (1.0, None),
+    "selu": (1.7581, None),
+    "hard_tanh": (1.0, None),
+    "celu": (1.0, None),
+    "elu": (1.0, "alpha"),
+    "leaky_relu": (1.0, "negative_slope"),
 }
 _CALLS = (
     "jit",

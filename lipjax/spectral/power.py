@@ -60,7 +60,7 @@ def power_iteration(key: Array, matrix: Array, *, num_iters: int = 20) -> Array:
         forth = jnp.matmul(scaled, v, precision=HIGHEST)
         back = jnp.matmul(jnp.swapaxes(scaled.conj(), -1, -2), forth, precision=HIGHEST)
         length = safe_norm(jnp.abs(back), axis=(-2, -1), keepdims=True)
-        return jnp.where(length > 0, back / jnp.where(length > 0, length, 1), v)
+        return jnp.where(length > 0, back / jnp.where(length > 0, length, 1).astype(v.dtype), v)
 
     v = lax.fori_loop(0, num_iters, step, v)
     pair = v.real if im is None else jnp.concatenate([v.real, v.imag], axis=-1)

@@ -1,0 +1,290 @@
+"""Bounds of traced networks: against written-out operators, Jacobians and hand-made products."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+from jax import lax
+
+from lipjax.spectral import network_bound, padding_norm, penalty
+from tests import oracles
+
+RNG = np.random.default_rng(0)
+
+
+def gaussian(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def jacobian_norm(fn, x):
+    """Largest singular value of the Jacobian at `x`, in float64: a lower bound on the constant."""
+    matrix = np.asarray(jax.jacrev(lambda z: fn(z).reshape(-1))(x))
+    return oracles.norm(matrix.reshape(matrix.shape[0], -1))
+
+
+def conv(x, kernel, strides=(1, 1), padding="SAME", **options):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=numbers, precision="highest", **options
+    )
+
+
+X = jnp.asarray(RNG.random((1, 6, 6, 2)), jnp.float32)
+K, K2, WIDE = gaussian(3, 3, 2, 2), gaussian(3, 3, 2, 4), gaussian(72, 3)
+SCALE = jnp.asarray([0.1, 3.0]).reshape(1, 1, 1, 2)
+LINEAR = {  # programs that are linear maps, with the largest factor the bound may have over the norm
+    "matrix": (lambda x: x.reshape(1, -1) @ WIDE, 1.001),
+    "matrix from the left": (lambda x: WIDE.T @ x.reshape(-1), 1.001),
+    "contraction in the middle": (
+        lambda x: jnp.einsum("nhwc,hk->nkwc", x, K2[0, :, 0].repeat(2, 0)),
+        1.01,
+    ),
+    "convolution": (lambda x: conv(x, K), 1.1),
+    "valid": (lambda x: conv(x, K, padding="VALID"), 1.3),
+    "strided": (lambda x: conv(x, K2, (2, 2)), 1.4),
+    "dilated": (lambda x: conv(x, K, rhs_dilation=(2, 2)), 1.3),
+    "grouped": (lambda x: conv(x, K2[:, :, :1], feature_group_count=2), 1.1),
+    "transposed": (lambda x: lax.conv_transpose(x, K, (2, 2), "SAME"), 2.1),
+    "uneven padding": (lambda x: conv(x, K, padding=((0, 2), (3, 1))), 1.1),
+    "channels scaled": (lambda x: conv(x, K) * SCALE, 1.1),
+    "divided": (lambda x: conv(x, K) / SCALE[..., ::-1], 1.1),
+    "two branches": (lambda x: x + conv(x, K), 1.3),
+    "difference": (lambda x: conv(x, K) - x, 1.3),
+    "mean": (lambda x: x.mean((1, 2)), 1.001),
+    "sum pooling": (lambda x: nnx.avg_pool(x, (2, 2), (2, 2)), 1.001),
+    "overlapping pooling": (lambda x: nnx.avg_pool(x, (3, 3), (1, 1), padding="SAME"), 1.6),
+    "copies": (lambda x: jnp.broadcast_to(x.reshape(72, 1), (72, 5)), 1.001),
+    "joined": (lambda x: jnp.concatenate([x, 2 * x], -1), 1.001),
+    "moved": (lambda x: jnp.flip(x.transpose(0, 2, 1, 3)[:, 1:], 2), 1.001),
+    "padded": (lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 0))), 1.001),
+    "constant": (lambda x: jnp.ones((3,)), None),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_programs_are_bounded_tightly(name):
+    fn, factor = LINEAR[name]
+    if "pooling" in name:  # Flax divides by an integer
+        with jax.numpy_dtype_promotion("standard"):
+            value, truth = float(network_bound(fn, X).value), jacobian_norm(fn, X)
+    else:
+        value, truth = float(network_bound(fn, X, num_iters=8).value), jacobian_norm(fn, X)
+    if factor is None:
+        assert value == 0
+        return
+    assert truth <= value * (1 + 1e-6) and value <= truth * factor
+
+
+ACTIVATIONS = (
+    "relu relu6 silu mish softplus log_sigmoid soft_sign squareplus elu celu selu leaky_relu "
+    "hard_tanh hard_sigmoid sigmoid tanh"
+).split()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_have_their_slope(name):
+    fn = getattr(jax.nn, name)
+    bound = float(network_bound(fn, jnp.ones(4)).value)
+    points = jnp.linspace(-12, 12, 40001)
+    slopes = np.abs(np.asarray(jax.vmap(jax.grad(fn))(points), np.float64))
+    assert slopes.max() <= bound * (1 + 1e-6) and bound <= 1.02 * slopes.max()
+
+
+def test_an_activation_of_the_same_name_is_not_taken_for_it():
+    @jax.jit
+    def leaky_relu(x):
+        return jnp.where(x >= 0, x, 5 * x)
+
+    with pytest.raises(ValueError, match="comparison"):
+        network_bound(leaky_relu, jnp.ones(3))
+    for slope, bound in ((0.2, 1.0), (3.0, 3.0)):
+        found = network_bound(lambda x, s=slope: jax.nn.leaky_relu(x, s), jnp.ones(3))
+        np.testing.assert_allclose(found.value, bound, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fn,word",
+    [
+        (lambda x: x * x, "product of two"),
+        (lambda x: x @ x, "product of two"),
+        (lambda x: 1 / (1 + x), "division"),
+        (lambda x: jnp.where(x > 0, x, 0), "comparison"),
+        (jnp.exp, "exp"),
+        (jnp.sqrt, "sqrt"),
+        (lambda x: x.astype(jnp.bfloat16), "bfloat16"),
+        (lambda x: lax.fori_loop(0, 2, lambda i, y: y / 2, x), "scan|while"),
+        (lambda x: lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x), "comparison"),
+        (lambda x: (x, x), "returns 2 arrays"),
+        (lambda x: jnp.argmax(x, -1).astype(jnp.float32), "comparison"),
+    ],
+)
+def test_what_has_no_bound_is_refused_by_name(fn, word):
+    with pytest.raises(ValueError, match=word):
+        network_bound(fn, jnp.ones((2, 2)))
+    with pytest.raises(ValueError, match="x has 2 arrays"):
+        network_bound(fn, (jnp.ones((2, 2)), jnp.ones((2, 2))))
+
+
+class Block(nnx.Module):
+    def __init__(self, c_in, c_out, stride, rngs):
+        options = dict(padding=1, use_bias=False, rngs=rngs)
+        self.first = nnx.Conv(c_in, c_out, (3, 3), strides=stride, **options)
+        self.second = nnx.Conv(c_out, c_out, (3, 3), **options)
+        self.norms = nnx.List([nnx.BatchNorm(c_out, rngs=rngs) for _ in range(3)])
+        same = stride == 1 and c_in == c_out
+        options = dict(strides=stride, use_bias=False, rngs=rngs)
+        self.short = None if same else nnx.Conv(c_in, c_out, (1, 1), **options)
+
+    def __call__(self, x):
+        y = jax.nn.relu(self.norms[0](self.first(x)))
+        y = self.norms[1](self.second(y))
+        return jax.nn.relu(y + (x if self.short is None else self.norms[2](self.short(x))))
+
+
+class ResNet18(nnx.Module):
+    """The usual ResNet-18 for small images, narrow."""
+
+    def __init__(self, width, rngs):
+        self.stem = nnx.Conv(3, width, (3, 3), padding=1, use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        self.blocks = nnx.List(
+            Block(
+                widths[i] if j == 0 else widths[i + 1], widths[i + 1], 1 + (i > 0 and j == 0), rngs
+            )
+            for i in range(4)
+            for j in range(2)
+        )
+        self.head = nnx.Linear(8 * width, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = jax.nn.relu(self.norm(self.stem(x)))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((1, 2)))
+
+
+def shake(tree):
+    """Batch statistics and scales that are not the trivial ones, variances positive."""
+    return jax.tree.map(
+        lambda a: jnp.abs(a) + jnp.asarray(RNG.random(a.shape), a.dtype) if a.ndim == 1 else a, tree
+    )
+
+
+def test_resnet18_of_nnx_as_it_stands():
+    model = ResNet18(4, nnx.Rngs(0))
+    model.eval()
+    nnx.update(model, shake(nnx.state(model)))
+    x = jnp.asarray(RNG.random((1, 16, 16, 3)), jnp.float32)
+    found = network_bound(lambda z: model(z), x)
+    assert [layer.kind for layer in found.layers].count("conv") == 1 + 16 + 3
+    assert found.bound.kind == "upper" and "the network" in found.table()
+    assert jacobian_norm(model, x) <= float(found.value)
+    shares = {layer.name: float(layer.share) for layer in found.layers}
+    assert max(shares.values()) <= 1 + 1e-5 and min(shares.values()) > 0
+
+
+class LinenBlock(linen.Module):
+    width: int
+    stride: int = 1
+
+    @linen.compact
+    def __call__(self, x):
+        norm = lambda: linen.BatchNorm(use_running_average=True)  # noqa: E731
+        strides = (self.stride, self.stride)
+        y = linen.Conv(self.width, (3, 3), strides, use_bias=False)(x)
+        y = linen.Conv(self.width, (3, 3), use_bias=False)(linen.relu(norm()(y)))
+        y = norm()(y)
+        if x.shape != y.shape:
+            x = norm()(linen.Conv(self.width, (1, 1), strides, use_bias=False)(x))
+        return linen.relu(x + y)
+
+
+class LinenResNet18(linen.Module):
+    width: int
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Conv(self.width, (3, 3), use_bias=False)(x)
+        x = linen.relu(linen.BatchNorm(use_running_average=True)(x))
+        for i in range(4):
+            for j in range(2):
+                x = LinenBlock(self.width * 2**i, 1 + (i > 0 and j == 0))(x)
+        return linen.Dense(10)(x.mean((1, 2)))
+
+
+def test_resnet18_of_linen_as_it_stands():
+    model = LinenResNet18(4)
+    x = jnp.asarray(RNG.random((1, 16, 16, 3)), jnp.float32)
+    variables = shake(model.init(jax.random.key(0), x))
+    found = network_bound(lambda z: model.apply(variables, z), x)
+    assert jacobian_norm(lambda z: model.apply(variables, z), x) <= float(found.value)
+    assert any("LinenBlock_7/Conv_0" in layer.name for layer in found.layers)
+
+
+def test_batch_normalization_is_folded_and_smaller_than_the_product():
+    kernel = jnp.asarray([[3.0, 0.1], [0.0, 0.1]]).reshape(1, 1, 2, 2)
+    folded = network_bound(lambda x: conv(x, kernel) * SCALE + 1, X)
+    apart = network_bound(lambda x: jax.nn.relu(conv(x, kernel)) * SCALE, X)
+    assert float(folded.value) < 0.1 * float(apart.value)
+    assert [layer.kind for layer in apart.layers] == ["conv", "scale"]
+
+
+def test_negative_control_the_reshaped_kernel_is_no_bound():
+    """What several libraries take for the norm of a convolution falls below the truth."""
+    kernel = jnp.ones((3, 3, 1, 1))
+    fn = lambda x: conv(x, kernel)  # noqa: E731
+    x = jnp.ones((1, 8, 8, 1))
+    truth = jacobian_norm(fn, x)
+    assert float(jnp.linalg.norm(kernel.reshape(-1, 1), ord=2)) < 0.5 * truth
+    assert truth <= float(network_bound(fn, x).value)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "symmetric", "edge", "wrap", "constant"])
+def test_norms_of_paddings(mode):
+    for size in range(2, 8):
+        for pad in range(size):
+            truth = oracles.norm(np.pad(np.eye(size), ((pad, pad), (0, 0)), mode=mode))
+            bound = padding_norm(mode, pad, size)
+            assert truth * (1 - 1e-12) <= bound <= truth * (1 + 1e-9)
+    assert padding_norm(mode, (0, 0), 5) == 1
+    with pytest.raises(ValueError, match="mode is 'mirror'"):
+        padding_norm("mirror", 1, 5)
+
+
+def test_reflected_convolution_is_within_the_product():
+    for kernel in gaussian(4, 3, 3, 1, 2):
+
+        def fn(x, k=kernel):
+            padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], "reflect")
+            return conv(padded, k, padding="VALID")
+
+        truth = jacobian_norm(fn, jnp.ones((1, 5, 5, 1)))
+        inner = network_bound(
+            lambda x, k=kernel: conv(x, k, padding="VALID"), jnp.ones((1, 7, 7, 1))
+        )
+        assert truth <= float(inner.value) * padding_norm("reflect", (1, 1), 5)
+
+
+def test_penalty_lowers_the_bound_under_training():
+    params = {"a": jnp.asarray(gaussian(6, 6)), "b": jnp.asarray(gaussian(6, 3))}
+    x = jnp.ones((1, 6))
+
+    def bounds(params):
+        return network_bound(lambda x: jax.nn.relu(x @ params["a"]) @ params["b"], x)
+
+    optimizer = optax.sgd(0.1)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+        value, slope = jax.value_and_grad(lambda p: penalty(bounds(p), threshold=1.0))(params)
+        updates, state = optimizer.update(slope, state)
+        return optax.apply_updates(params, updates), state, value
+
+    first = float(bounds(params).value)
+    for _ in range(200):
+        params, state, value = step(params, state)
+    assert first > 4 and float(bounds(params).value) < 1.3 and float(value) < 0.3
