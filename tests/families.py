@@ -12,8 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipjax import margin
-from lipjax.layers import aol, cpl, lmi, sll
-from lipjax.spectral import conv_gram_iteration, conv_rescale, gram_iteration, rescale
+from lipjax.layers import aol, cpl, lmi, rescaled, sll
+from lipjax.spectral import (
+    conv_gram_iteration,
+    conv_rescale,
+    gram_iteration,
+    network_bound,
+    rescale,
+)
 from tests import oracles
 
 
@@ -128,6 +134,30 @@ LAYERS = [
         False,
     ),
     Layer(
+        "rescaled_dense",
+        lambda key: rescaled.init_dense(key, 10, 7),
+        rescaled.constrain_dense,
+        rescaled.freeze_dense,
+        rescaled.apply_dense,
+        rescaled.bound,
+        (10,),
+        None,
+        _larger_kernel,
+        False,
+    ),
+    Layer(
+        "rescaled_conv",
+        lambda key: rescaled.init_conv(key, 3, 4),
+        rescaled.constrain_conv,
+        rescaled.freeze_conv,
+        rescaled.apply_conv,
+        rescaled.bound,
+        (5, 6, 3),
+        None,
+        _larger_kernel,
+        False,
+    ),
+    Layer(
         "aol_conv_strided",
         lambda key: aol.init_conv(key, 4, 3),
         aol.constrain_conv,
@@ -196,6 +226,22 @@ def _power_iteration(matrix):
 
 BOUNDS = [
     UpperBound("gram_iteration", gram_iteration, oracles.norm, (12, 9), 1.01, _power_iteration),
+    UpperBound(
+        "gram_iteration_auto",
+        functools.partial(gram_iteration, num_iters="auto"),
+        oracles.norm,
+        (9, 12),
+        1.002,
+        _power_iteration,
+    ),
+    UpperBound(
+        "network_bound",
+        lambda w: network_bound(lambda x: 2 * jax.nn.relu(x @ w), jnp.ones((1, 12))).value,
+        lambda w: 2 * oracles.norm(w),
+        (12, 9),
+        1.01,
+        lambda w: 2 * _power_iteration(w),
+    ),
     _conv("circular", 6, 1.01),
     _conv("zero", 6, 1.2),
     _conv("any", 12, 1.1),
@@ -238,6 +284,22 @@ CONTRACTIONS = [
         (9, 12),
         1.2,
         lambda w: w / _power_iteration(w),
+    ),
+    Contraction(
+        "rescale_tightened",
+        functools.partial(rescale, num_iters=2, tighten=True),
+        oracles.norm,
+        (12, 9),
+        1.01,
+        lambda w: w / _power_iteration(w),
+    ),
+    Contraction(
+        "conv_rescale_tightened",
+        functools.partial(conv_rescale, num_iters=2, tighten=True),
+        _conv_norm,
+        (3, 3, 2, 3),
+        1.1,
+        lambda k: k / jnp.linalg.norm(k.reshape(-1, k.shape[-1]), ord=2),
     ),
     Contraction(
         "conv_rescale",

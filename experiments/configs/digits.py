@@ -15,11 +15,12 @@ from lipjax.models import SIZES
 CONFIG = RunConfig(
     data="digits",
     model=dataclasses.replace(SIZES["digits"], mean=(0.3053,)),
-    epochs=250,
+    epochs=300,
     batch_size=128,
     learning_rate=0.01,
     offset=0.9,
     temperature=0.15,
-    noise=0.12,
+    noise=0.1,
+    shift=0.3,
     radii=(36 / 255, 72 / 255, 108 / 255, 0.5, 1.0),
 )

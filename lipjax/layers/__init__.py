@@ -12,4 +12,5 @@ from lipjax.layers import forms as forms
 from lipjax.layers import head as head
 from lipjax.layers import lmi as lmi
 from lipjax.layers import pooling as pooling
+from lipjax.layers import rescaled as rescaled
 from lipjax.layers import sll as sll

@@ -11,5 +11,7 @@ from lipjax.nn.layers import CPLDense as CPLDense
 from lipjax.nn.layers import GroupSort as GroupSort
 from lipjax.nn.layers import MaxMin as MaxMin
 from lipjax.nn.layers import NormalizedHead as NormalizedHead
+from lipjax.nn.layers import RescaledConv as RescaledConv
+from lipjax.nn.layers import RescaledDense as RescaledDense
 from lipjax.nn.layers import SLLConv as SLLConv
 from lipjax.nn.layers import SLLDense as SLLDense

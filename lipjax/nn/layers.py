@@ -6,7 +6,7 @@ state: call them under plain `jax.jit`, `jax.vmap` and `jax.grad`.
 
 from flax import nnx
 
-from lipjax.layers import _convolution, activations, aol, cpl, head, sll
+from lipjax.layers import _convolution, activations, aol, cpl, head, rescaled, sll
 from lipjax.nn.constrained import Constrained
 from lipjax.typing import Bound
 
@@ -183,6 +183,93 @@ class AOLConv(Constrained):
 
     def bound_weights(self, weights) -> Bound:
         return aol.bound(weights)
+
+
+class RescaledDense(Constrained):
+    """Spectrally rescaled layer; see `lipjax.layers.rescaled`.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        num_iters: 1 is the almost-orthogonal layer with weights; more come closer to norm 1.
+        tighten: Whether the norm is made 1 in the end.
+        rngs: Random number generators.
+
+    >>> import jax.numpy as jnp
+    >>> RescaledDense(4, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        num_iters: int = 3,
+        tighten: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(rescaled.init_dense(rngs.params(), in_features, out_features))
+        self.options = {"num_iters": num_iters, "tighten": tighten}
+
+    def constrain(self, params):
+        return rescaled.constrain_dense(params, **self.options)
+
+    def apply(self, weights, x):
+        return rescaled.apply_dense(weights, x)
+
+    def freeze_params(self, params):
+        return rescaled.freeze_dense(params, **self.options)
+
+    def bound_weights(self, weights) -> Bound:
+        return rescaled.bound(weights)
+
+
+class RescaledConv(Constrained):
+    """Spectrally rescaled convolution; see `lipjax.layers.rescaled`.
+
+    Args:
+        in_features: Channels of the input.
+        out_features: Channels of the output.
+        kernel_size: Window, one integer or two.
+        num_iters: As in `RescaledDense`; the cost grows quickly, 1 to 3 are practical.
+        tighten: Whether the norm is made 1 in the end, for every input size.
+        padding: `"zero"` or `"circular"`.
+        strides: Step, one integer or two.
+        rngs: Random number generators.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        num_iters: int = 2,
+        tighten: bool = False,
+        padding: str = "zero",
+        strides: int | tuple[int, int] = 1,
+        rngs: nnx.Rngs,
+    ):
+        _convolution.check_padding(padding)
+        super().__init__(
+            rescaled.init_conv(rngs.params(), in_features, out_features, kernel_size=kernel_size)
+        )
+        self.options = {"num_iters": num_iters, "tighten": tighten}
+        self.padding = padding
+        self.strides = strides
+
+    def constrain(self, params):
+        return rescaled.constrain_conv(params, **self.options)
+
+    def apply(self, weights, x):
+        return rescaled.apply_conv(weights, x, padding=self.padding, strides=self.strides)
+
+    def freeze_params(self, params):
+        return rescaled.freeze_conv(params, **self.options)
+
+    def bound_weights(self, weights) -> Bound:
+        return rescaled.bound(weights)
 
 
 class NormalizedHead(Constrained):

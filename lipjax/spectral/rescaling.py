@@ -37,16 +37,18 @@ from lipjax._numerics import (
     safe_sqrt,
     unit_roundoff,
 )
-from lipjax.spectral.conv import check_kernel
-from lipjax.spectral.gram import contract, sum_length
+from lipjax.spectral.conv import check_kernel, conv_gram_iteration
+from lipjax.spectral.gram import contract, gram_iteration, sum_length
 from lipjax.typing import Array
 
 LARGEST_LOG_Q = 8.0
 """Weights are clipped to `exp(+-8)` around their mean: any weights are valid, huge ones overflow."""
 
 
-@functools.partial(jax.jit, static_argnames="num_iters")
-def rescale(matrix: Array, *, num_iters: int = 1, log_q: Array | None = None) -> Array:
+@functools.partial(jax.jit, static_argnames=("num_iters", "tighten"))
+def rescale(
+    matrix: Array, *, num_iters: int = 1, log_q: Array | None = None, tighten: bool = False
+) -> Array:
     """The matrix with rows or columns scaled so that its spectral norm is at most 1.
 
     The side of the smaller Gram matrix is scaled: columns if there are at most as many columns as
@@ -57,6 +59,8 @@ def rescale(matrix: Array, *, num_iters: int = 1, log_q: Array | None = None) ->
         num_iters: 1 scales like the almost-orthogonal layer; more iterations approach a division
             by the spectral norm, at one product of the Gram matrix each.
         log_q: `float[..., min(p, q)]`, logarithms of positive weights; None means equal ones.
+        tighten: Whether to divide the result by a bound on its norm: the norm is then 1 up to the
+            tightness of that bound, at four more products.
 
     Returns:
         `float[..., p, q]` of norm at most 1.
@@ -81,16 +85,23 @@ def rescale(matrix: Array, *, num_iters: int = 1, log_q: Array | None = None) ->
     matrix = jnp.asarray(matrix)
     _check_matrix(matrix, num_iters)
     if matrix.shape[-2] < matrix.shape[-1]:
-        return _transpose(rescale(_transpose(matrix), num_iters=num_iters, log_q=log_q))
+        options = dict(num_iters=num_iters, log_q=log_q, tighten=tighten)
+        return _transpose(rescale(_transpose(matrix), **options))
     scale = power_of_two(jnp.max(jnp.abs(matrix), axis=(-2, -1), keepdims=True))
     matrix = matrix / scale
     t = dominating_diagonal(matrix, num_iters=num_iters, log_q=log_q)
     shrink = 1 - 8 * unit_roundoff(matrix.dtype) * math.sqrt(matrix.shape[-1])
-    return matrix * (safe_rsqrt(t) * shrink)[..., None, :]
+    matrix = matrix * (safe_rsqrt(t) * shrink)[..., None, :]
+    if not tighten:
+        return matrix
+    norm = gram_iteration(matrix, num_iters=4, gradient="norm")
+    return _tightened(matrix, norm[..., None, None], math.sqrt(matrix.shape[-1]))
 
 
-@functools.partial(jax.jit, static_argnames="num_iters")
-def conv_rescale(kernel: Array, *, num_iters: int = 1, log_q: Array | None = None) -> Array:
+@functools.partial(jax.jit, static_argnames=("num_iters", "tighten"))
+def conv_rescale(
+    kernel: Array, *, num_iters: int = 1, log_q: Array | None = None, tighten: bool = False
+) -> Array:
     """The kernel with one channel axis scaled so that the convolution has norm at most 1.
 
     The side with fewer channels is scaled (output channels when both are equal).
@@ -100,6 +111,8 @@ def conv_rescale(kernel: Array, *, num_iters: int = 1, log_q: Array | None = Non
         num_iters: As in `rescale`. The autocorrelation kernel doubles its width each time, so the
             cost grows quickly; 1 to 3 are practical.
         log_q: `float[min(channels_in, channels_out)]`, logarithms of positive weights.
+        tighten: Whether to divide the result by a bound on its norm for every size (four Gram
+            products per frequency of a grid of 32 points per axis).
 
     Returns:
         A kernel of the same shape.
@@ -121,13 +134,24 @@ def conv_rescale(kernel: Array, *, num_iters: int = 1, log_q: Array | None = Non
     kernel = jnp.asarray(kernel)
     check_kernel(kernel)
     if kernel.shape[-2] < kernel.shape[-1]:
-        return _transpose(conv_rescale(_transpose(kernel), num_iters=num_iters, log_q=log_q))
+        options = dict(num_iters=num_iters, log_q=log_q, tighten=tighten)
+        return _transpose(conv_rescale(_transpose(kernel), **options))
     kernel = kernel / power_of_two(jnp.max(jnp.abs(kernel)))
     t = conv_dominating_diagonal(kernel, num_iters=num_iters, log_q=log_q)
     # Rounding a kernel entrywise moves its symbol by at most u sqrt(taps) |K|_F.
     reach = math.sqrt(math.prod(kernel.shape[:-1]) // kernel.shape[-2] * kernel.shape[-1])
     shrink = 1 - 8 * unit_roundoff(kernel.dtype) * reach
-    return kernel * jnp.broadcast_to(safe_rsqrt(t) * shrink, kernel.shape)
+    kernel = kernel * jnp.broadcast_to(safe_rsqrt(t) * shrink, kernel.shape)
+    if not tighten:
+        return kernel
+    norm = conv_gram_iteration(kernel, padding="any", gradient="norm")
+    return _tightened(kernel, norm, reach)
+
+
+def _tightened(weights, norm, reach):
+    """The weights over a bound on their norm; rounding each entry moves it by at most u reach."""
+    shrink = 1 - 8 * unit_roundoff(weights.dtype) * reach
+    return jnp.where(norm > 0, weights * (shrink / jnp.where(norm > 0, norm, 1)), weights)
 
 
 @functools.partial(jax.jit, static_argnames="num_iters")

@@ -1,0 +1,109 @@
+r"""Spectral rescaling: a kernel rescaled by the row sums of a power of its Gram matrix.
+
+$A = W \mathrm{diag}(t)^{-1/2}$ with $t_i = (\sum_j |(W^T W)^p|_{ij} r_j / r_i)^{1/p}$ and
+$p = 2^{N - 1}$, on the side of the smaller Gram matrix (`lipjax.spectral.rescale`). One iteration
+with equal weights r is the almost-orthogonal layer; many iterations divide by the spectral norm.
+
+Reference: Delattre, Barthélemy, Allauzen (2024), https://arxiv.org/abs/2402.00240. The learned
+weights r are those of Araujo et al. (2023), https://arxiv.org/abs/2303.03169.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from lipjax import _checks
+from lipjax.layers import _initializers, forms
+from lipjax.layers.forms import Linear
+from lipjax.spectral.rescaling import conv_rescale, rescale
+from lipjax.typing import Array, Bound
+
+
+class Params(NamedTuple):
+    """Free parameters; any values are valid.
+
+    Attributes:
+        kernel: `float[n, m]` or `float[*window, n, m]`.
+        bias: `float[m]`.
+        log_q: `float[min(n, m)]`, logarithms of the weights r.
+    """
+
+    kernel: Array
+    bias: Array
+    log_q: Array
+
+
+def init_dense(key: Array, in_features: int, out_features: int) -> Params:
+    """An isometry: the identity, or random orthonormal columns or rows for unequal widths."""
+    _checks.integer(1, in_features=in_features, out_features=out_features)
+    return _init(key, (in_features, out_features))
+
+
+def init_conv(
+    key: Array, in_features: int, out_features: int, *, kernel_size=3, dims: int = 2
+) -> Params:
+    """As `init_dense`, at the central tap, for `dims` spatial axes."""
+    _checks.integer(1, in_features=in_features, out_features=out_features)
+    window = _initializers.window(kernel_size, dims)
+    return _init(key, (*window, in_features, out_features))
+
+
+def constrain_dense(params: Params, *, num_iters: int = 3, tighten: bool = False) -> Linear:
+    """The weights of the layer; `num_iters` and `tighten` as in `lipjax.spectral.rescale`.
+
+    Guarantee: the kernel returned has norm at most 1 in exact arithmetic. Zero columns stay zero,
+    with finite gradients. NaN in gives NaN out.
+    """
+    return _constrain(rescale, params, num_iters, tighten)
+
+
+def constrain_conv(params: Params, *, num_iters: int = 2, tighten: bool = False) -> Linear:
+    """As `constrain_dense`, for zero and circular padding, every stride and input size."""
+    return _constrain(conv_rescale, params, num_iters, tighten)
+
+
+def apply_dense(weights: Linear, x: Array) -> Array:
+    """The layer on `float[..., n]`, 1-Lipschitz up to the rounding of the evaluation.
+
+    >>> import jax, jax.numpy as jnp
+    >>> params = init_dense(jax.random.key(0), 4, 3)
+    >>> apply_dense(constrain_dense(params), jnp.ones(4)).shape
+    (3,)
+    """
+    return forms.linear_dense(weights, x)
+
+
+def apply_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) -> Array:
+    """The layer on `float[..., *spatial, n]`, 1-Lipschitz up to the rounding of the evaluation."""
+    return forms.linear_conv(weights, x, padding=padding, strides=strides)
+
+
+def freeze_dense(params: Params, *, num_iters: int = 3, tighten: bool = False) -> Linear:
+    """`constrain_dense` in float64 on the host, rounded: for evaluation."""
+    constrain = functools.partial(constrain_dense, num_iters=num_iters, tighten=tighten)
+    return forms.frozen(constrain, params)
+
+
+def freeze_conv(params: Params, *, num_iters: int = 2, tighten: bool = False) -> Linear:
+    """`constrain_conv` in float64 on the host, rounded: for evaluation."""
+    constrain = functools.partial(constrain_conv, num_iters=num_iters, tighten=tighten)
+    return forms.frozen(constrain, params)
+
+
+def bound(weights: Linear) -> Bound:
+    """Upper bound on the Lipschitz constant of the layer with these weights, proved in float64.
+
+    For convolutions it holds at every size and may be up to 1.01 where the constant is 1.
+    """
+    return forms.linear_bound(weights)
+
+
+def _init(key, shape) -> Params:
+    kernel = _initializers.identity_or_orthogonal(key, shape)
+    return Params(kernel, jnp.zeros(shape[-1]), jnp.zeros(min(shape[-2:])))
+
+
+def _constrain(rescaled, params, num_iters, tighten) -> Linear:
+    kernel = rescaled(params.kernel, num_iters=num_iters, log_q=params.log_q, tighten=tighten)
+    return Linear(kernel, params.bias, jnp.zeros_like(params.log_q))

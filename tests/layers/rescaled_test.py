@@ -1,0 +1,85 @@
+"""What is particular to rescaling: between AOL and spectral normalization, weights that act."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipjax.layers import aol, rescaled
+from lipjax.nn import RescaledConv, RescaledDense
+from tests import oracles
+
+RNG = np.random.default_rng(0)
+
+
+def params(*shape, log_q=0.0):
+    kernel = RNG.normal(size=shape).astype(np.float32)
+    small = min(shape[-2:])
+    return rescaled.Params(kernel, jnp.zeros(shape[-1]), jnp.full(small, log_q))
+
+
+def test_one_iteration_with_equal_weights_is_aol():
+    dense, conv = params(9, 5), params(3, 3, 4, 2)
+    np.testing.assert_allclose(
+        rescaled.constrain_dense(dense, num_iters=1).kernel,
+        aol.constrain_dense(aol.Params(*dense[:2])).kernel,
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        rescaled.constrain_conv(conv, num_iters=1).kernel,
+        aol.constrain_conv(aol.Params(*conv[:2])).kernel,
+        rtol=1e-6,
+    )
+
+
+def test_many_iterations_divide_by_the_spectral_norm():
+    dense = params(9, 5)
+    kernel = rescaled.constrain_dense(dense, num_iters=14).kernel
+    np.testing.assert_allclose(kernel, dense.kernel / oracles.norm(dense.kernel), rtol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(12, 7), (7, 12)])
+def test_norms_grow_towards_one_and_tightening_reaches_it(shape):
+    dense = params(*shape)
+    norms = [
+        oracles.norm(rescaled.constrain_dense(dense, num_iters=n).kernel) for n in (1, 2, 4, 8)
+    ]
+    assert all(a < b + 1e-6 for a, b in zip(norms, norms[1:])) and norms[-1] <= 1
+    tight = oracles.norm(rescaled.constrain_dense(dense, num_iters=1, tighten=True).kernel)
+    assert 0.995 <= tight <= 1
+
+
+def test_tightened_convolution_is_within_one_at_every_size():
+    conv = params(3, 3, 3, 2)
+    weights = rescaled.constrain_conv(conv, tighten=True)
+    norms = [
+        oracles.norm(oracles.conv_matrix(weights.kernel, n, padding=padding))
+        for n in (3, 5, 8)
+        for padding in ("circular", "zero")
+    ]
+    assert 0.9 <= max(norms) <= 1
+
+
+def test_weights_act():
+    dense = params(9, 5)
+    q = jnp.asarray(RNG.normal(size=5), jnp.float32)
+    changed = rescaled.constrain_dense(dense._replace(log_q=q), num_iters=2).kernel
+    assert np.abs(changed - rescaled.constrain_dense(dense, num_iters=2).kernel).max() > 1e-3
+    slope = jax.grad(lambda p: rescaled.constrain_dense(p).kernel[0, 0])(dense)
+    assert np.abs(slope.log_q).max() > 0
+
+
+def test_modules_train_and_freeze(seeded_key):
+    from flax import nnx
+
+    from lipjax import nn
+
+    x = jax.random.normal(seeded_key, (2, 6, 6, 3))
+    layer = RescaledConv(3, 4, num_iters=2, tighten=True, strides=2, rngs=nnx.Rngs(0))
+    frozen = nn.freeze(layer)
+    np.testing.assert_allclose(frozen(x), layer(x), rtol=2e-3, atol=1e-4)
+    assert frozen(x).shape == (2, 3, 3, 4) and float(frozen.bound().value) <= 1.0001
+    slope = jax.grad(lambda m: jnp.sum(m(x) ** 2))(layer)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+    dense = RescaledDense(3, 8, rngs=nnx.Rngs(0))
+    assert dense(x).shape == (2, 6, 6, 8) and dense.bound().kind == "upper"
