@@ -1,0 +1,196 @@
+"""Norms of convolutions: precision against time, ours and what a user would pick instead.
+
+command: python -m experiments.benchmarks.spectral_norms [--out FILE] [--channels 16,64,128,256]
+         (PyTorch is timed too where it is installed)
+
+Every method runs in this process in turn, round by round; a time is the median over the rounds of
+the whole call, waited for. Kernels: "gauss", independent normal entries; "struct", a few strong
+rank-one channel mixes times smooth windows over noise, as trained kernels look. Truth is the SVD at
+every frequency in float64. Writes JSON and, beside it, a plot.
+"""
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks import reference_norms as reference
+from lipjax import selfcheck
+from lipjax.spectral import conv_gram_iteration
+from lipjax.spectral.conv import fourier_matrix, frequencies
+
+SVD_FLOPS = 2e11
+"""`fft_svd` is timed up to this estimate of its operations."""
+
+
+def main(arguments=None) -> dict:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--channels", default="16,64,128,256")
+    parser.add_argument("--windows", default="3,5")
+    parser.add_argument("--sizes", default="16,32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(arguments)
+    channels, windows, sizes = (
+        [int(v) for v in text.split(",")] for text in (args.channels, args.windows, args.sizes)
+    )
+    report = {
+        "device": str(jax.devices()[0].device_kind),
+        "cpus": os.cpu_count(),
+        "peak_gflops": peak(),
+        "selfcheck": selfcheck.run().to_dict(),
+        "rows": [],
+    }
+    print(f"matrix product of 1024 x 1024: {report['peak_gflops']:.0f} GFLOP/s")
+    for c in channels:
+        for k in windows:
+            for n in sizes:
+                for kind in ("gauss", "struct"):
+                    report["rows"].append(measure(kind, c, k, n, args.rounds))
+                    show(report["rows"][-1])
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        plot(args.out.with_suffix(".png"), report)
+    return report
+
+
+def measure(kind, c, k, n, rounds) -> dict:
+    """Every method on one kernel: value relative to the truth, and milliseconds."""
+    kernel = jnp.asarray(make_kernel(kind, c, k))
+    truth = exact(np.asarray(kernel, np.float64), n)
+    methods = {
+        f"lipjax {count}": functools.partial(
+            conv_gram_iteration, padding="circular", input_size=n, num_iters=count
+        )
+        for count in (2, 3, 4, 5, 6, "auto")
+    }
+    methods["lipjax 4, value and gradient"] = jax.value_and_grad(methods["lipjax 4"])
+    methods = {name: jax.jit(fn) for name, fn in methods.items()}
+    methods["published 5"] = functools.partial(reference.published_gram, size=n, num_iters=5)
+    count = len(frequencies((n, n)))
+    if 2 * count * 20 * c**3 <= SVD_FLOPS:
+        methods["fft and svd"] = functools.partial(reference.fft_svd, size=n)
+    if k == 3 and c <= 128:
+        methods["power iteration 100"] = functools.partial(reference.power_iteration, size=n)
+    methods["reshapings"] = reference.reshapings
+    methods["polynomial grid"] = reference.polynomial_grid
+    calls = {name: functools.partial(run_jax, fn, kernel) for name, fn in methods.items()}
+    try:
+        import torch
+
+        tensor = torch.from_numpy(np.array(kernel))
+        calls["published 5, PyTorch"] = lambda: float(reference.published_gram_torch(tensor, n, 5))
+    except ImportError:
+        pass
+    values = {name: call() for name, call in calls.items()}
+    times = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    row = {"kernel": kind, "channels": c, "window": k, "size": n, "truth": truth}
+    row["flops per product"] = 4 * c**3 * count
+    row["methods"] = {
+        name: {"excess": values[name] / truth - 1, "ms": 1e3 * statistics.median(times[name])}
+        for name in calls
+    }
+    return row
+
+
+def run_jax(fn, kernel) -> float:
+    """The value, waited for."""
+    out = jax.block_until_ready(fn(kernel))
+    return float(out[0] if isinstance(out, tuple) else out)
+
+
+def make_kernel(kind, c, k):
+    """A kernel of spectral norm of order one."""
+    rng = np.random.default_rng(c + k)
+    noise = rng.normal(size=(k, k, c, c)) * np.sqrt(2 / (k * k * c))
+    if kind == "gauss":
+        return noise.astype(np.float32)
+    grid = np.linspace(-1, 1, k)
+    kernel = 0.6 * noise
+    for rank in range(max(1, c // 4)):
+        wave = np.cos(rng.uniform(0, 3) * grid[:, None] + rng.uniform(0, 3) * grid + rng.uniform(6))
+        window = wave * np.exp(-(grid[:, None] ** 2) - grid**2)
+        u, v = rng.normal(size=(2, c)) / np.sqrt(c)
+        strength = 3 * (1 + rank) ** -0.7 / np.linalg.norm(window)
+        kernel += strength * window[:, :, None, None] * np.outer(u, v)
+    return kernel.astype(np.float32)
+
+
+def exact(kernel, n) -> float:
+    """The circular norm in float64, a few frequencies at a time."""
+    k, _, c_in, c_out = kernel.shape
+    points = frequencies((n, n))
+    cos, sin = fourier_matrix(points, (n, n), (k, k))
+    taps = kernel.reshape(k * k, -1)
+    largest = 0.0
+    for start in range(0, len(points), 32):
+        waves = cos[start : start + 32] + 1j * sin[start : start + 32]
+        symbol = (waves @ taps).reshape(-1, c_in, c_out)
+        gram = symbol.conj().swapaxes(1, 2) @ symbol
+        largest = max(largest, float(np.linalg.eigvalsh(gram).max()))
+    return largest**0.5
+
+
+def peak() -> float:
+    """GFLOP/s of one large float32 product, the best of ten."""
+    a = jnp.ones((1024, 1024))
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+    product(a).block_until_ready()
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best / 1e9
+
+
+def show(row) -> None:
+    """One line per method."""
+    print(f"\n{row['kernel']} {row['channels']} channels, window {row['window']}, n {row['size']}")
+    for name, found in row["methods"].items():
+        print(f"  {name:<30} {found['excess']:+10.1e} {found['ms']:10.2f} ms")
+
+
+def plot(path, report) -> None:
+    """Excess against time for the largest number of channels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    kinds = ("gauss", "struct")
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.8), sharey=True)
+    for axis, kind in zip(axes, kinds):
+        row = [r for r in report["rows"] if r["kernel"] == kind][-1]
+        for name, found in row["methods"].items():
+            if "gradient" in name:
+                continue
+            ours = name.startswith("lipjax")
+            excess = max(abs(found["excess"]), 1e-7)
+            axis.plot(found["ms"], excess, "o" if ours else "x", color="C0" if ours else "0.4")
+            axis.annotate(name, (found["ms"], excess), fontsize=6)
+        axis.set(xscale="log", yscale="log", xlabel="milliseconds")
+        axis.set_title(f"{kind}, {row['channels']} channels, n = {row['size']}", fontsize=9)
+    axes[0].set_ylabel("relative distance from the norm")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
