@@ -1,5 +1,6 @@
-"""Whole networks that know a bound on their Lipschitz constant."""
+"""Whole networks: those that know a bound on their Lipschitz constant, and ordinary ones to bound."""
 
+from lipjax.models import resnet as resnet
 from lipjax.models.convnet import SIZES as SIZES
 from lipjax.models.convnet import ConvNetConfig as ConvNetConfig
 from lipjax.models.convnet import LipschitzConvNet as LipschitzConvNet

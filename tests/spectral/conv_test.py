@@ -331,3 +331,69 @@ def test_bad_kernels_are_named():
         conv_gram_iteration(jnp.ones((3, 3, 1, 1), jnp.int32), padding="any")
     with pytest.raises(ValueError, match="input_size.*entries"):
         conv_spectral_norm(jnp.ones((3, 3, 64, 64)), padding="zero", input_size=32)
+
+
+def many_kernels():
+    """20,000 kernels `float32[3, 3, 4, 4]`: random, structured, degenerate, at every scale."""
+    count, taps, c = 2500, 9, 4
+    random = RNG.normal(size=(count, taps, c, c))
+    q = np.linalg.qr(random[:, 0])[0]
+    tap = np.eye(taps)[RNG.integers(0, taps, count)][:, :, None, None]
+    orthogonal = tap * q[:, None]
+    u, v, w = (RNG.normal(size=(count, n)) for n in (taps, c, c))
+    kinds = [
+        random,
+        orthogonal,
+        orthogonal + 1e-3 * random,  # near-orthogonal
+        tap * (q * np.array([1.0, 1.0, 0.5, 0.5]))[:, None],  # repeated singular values
+        random * 10.0 ** RNG.uniform(-43, -30, (count, 1, 1, 1)),
+        random * 10.0 ** RNG.uniform(25, 36, (count, 1, 1, 1)),
+        u[:, :, None, None] * v[:, None, :, None] * w[:, None, None, :],  # rank one
+        random
+        * (RNG.random((count, taps, c, c)) < 0.2)
+        * (np.arange(count) % 5 > 0)[:, None, None, None],
+    ]
+    return np.concatenate(kinds).reshape(-1, 3, 3, c, c).astype(np.float32)
+
+
+@pytest.mark.parametrize("num_iters", [2, 4, 8])
+def test_twenty_thousand_kernels_without_one_below(num_iters):
+    kernels = many_kernels()
+    points = frequencies((5, 5))
+    cos, sin = fourier_matrix(points, (5, 5), (3, 3))
+    symbols = np.einsum("ft,ntio->nfio", cos + 1j * sin, kernels.reshape(-1, 9, 4, 4).astype(float))
+    truth = np.linalg.svd(symbols, compute_uv=False).max((1, 2))
+    bound = jax.jit(
+        jax.vmap(
+            lambda k: conv_gram_iteration(k, padding="circular", input_size=5, num_iters=num_iters)
+        )
+    )(kernels)
+    bound = np.asarray(bound, np.float64)
+    assert len(kernels) == 20000 and (bound >= truth).all()
+    normal = truth > 1e-25
+    assert (bound[normal] <= truth[normal] * 4 ** (2.0 ** -(num_iters + 1)) * 1.001).all()
+
+
+def test_negative_control_the_published_iteration_falls_below():
+    kernels = many_kernels()[:2500]
+    points = frequencies((5, 5))
+    cos, sin = fourier_matrix(points, (5, 5), (3, 3))
+    waves = cos + 1j * sin
+    exact = np.einsum("ft,ntio->nfio", waves, kernels.reshape(-1, 9, 4, 4).astype(float))
+    truth = np.linalg.svd(exact, compute_uv=False).max((1, 2))
+
+    def published(kernel):
+        symbol = jnp.einsum(
+            "ft,tio->fio", jnp.asarray(waves, jnp.complex64), kernel.reshape(9, 4, 4)
+        )
+        log = jnp.zeros(len(points))
+        for _ in range(8):
+            norm = jnp.linalg.norm(symbol, axis=(1, 2))
+            symbol, log = symbol / norm[:, None, None], 2 * (log + jnp.log(norm))
+            symbol = jnp.matmul(symbol.conj().swapaxes(1, 2), symbol, precision="highest")
+        norm = jnp.linalg.norm(symbol, axis=(1, 2))
+        return jnp.max(norm ** (2.0**-8) * jnp.exp(log * 2.0**-8))
+
+    with jax.numpy_dtype_promotion("standard"):
+        found = np.asarray(jax.jit(jax.vmap(published))(kernels), np.float64)
+    assert (found < truth).mean() > 0.05
