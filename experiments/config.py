@@ -27,7 +27,8 @@ class RunConfig:
         offset: Of the cross-entropy, in units of the logits: larger trades accuracy for radius.
         temperature: Of the cross-entropy.
         noise: Standard deviation of Gaussian noise on the training images, in pixel scale [0, 1].
-        shift: Largest random shift, in pixels, by interpolation; 0 for none.
+        affine: Random shift (pixels), rotation (degrees), scale and shear, see
+            `lipjax.data.augment.random_affine`; empty for none.
         crop: Pixels that are padded (by reflection) before a random crop; 0 for none.
         flip: Whether images are mirrored at random.
         jitter: Brightness, contrast, saturation and hue of the colour jitter; contrast and
@@ -50,7 +51,7 @@ class RunConfig:
     offset: float = 0.9
     temperature: float = 0.15
     noise: float = 0.0
-    shift: float = 0.0
+    affine: tuple[float, ...] = ()
     crop: int = 0
     flip: bool = False
     jitter: tuple[float, ...] = ()
@@ -72,11 +73,15 @@ class RunConfig:
         _checks.positive(radii=self.radii)
         if not self.radii or list(self.radii) != sorted(set(self.radii)):
             raise ValueError(f"radii is {self.radii}; it must hold increasing numbers.")
-        _checks.within(0.0, 1e6, offset=self.offset, noise=self.noise, shift=self.shift)
+        _checks.within(0.0, 1e6, offset=self.offset, noise=self.noise)
         _checks.within(0.0, 0.9999, betas=self.betas)
         if len(self.betas) != 2:
             raise ValueError(f"betas is {self.betas}; it must hold two numbers.")
         _checks.within(0.0, 0.9, hold_out=self.hold_out)
+        if len(self.affine) not in (0, 4):
+            raise ValueError(
+                f"affine is {self.affine}; it must be empty or hold shift, rotation, scale and shear."
+            )
         if len(self.jitter) not in (0, 4):
             raise ValueError(
                 f"jitter is {self.jitter}; it must be empty or hold brightness, contrast, "

@@ -46,13 +46,16 @@ def optimizer(config: RunConfig, num_steps: int) -> optax.GradientTransformation
 
 def augmentation(config: RunConfig):
     """`(key, image) -> image` for one image, or None."""
-    if not (config.shift or config.crop or config.flip or config.jitter or config.noise):
+    if not (config.affine or config.crop or config.flip or config.jitter or config.noise):
         return None
 
     def apply(key, image):
-        crop_key, flip_key, color_key, noise_key, shift_key = jax.random.split(key, 5)
-        if config.shift:
-            image = augment.random_shift(shift_key, image, distance=config.shift)
+        crop_key, flip_key, color_key, noise_key, affine_key = jax.random.split(key, 5)
+        if config.affine:
+            shift, rotation, scale, shear = config.affine
+            image = augment.random_affine(
+                affine_key, image, shift=shift, rotation=rotation, scale=scale, shear=shear
+            )
         if config.crop:
             image = augment.random_crop(crop_key, image, pad=config.crop)
         if config.flip:

@@ -21,6 +21,6 @@ CONFIG = RunConfig(
     offset=0.9,
     temperature=0.15,
     noise=0.1,
-    shift=0.3,
+    affine=(0.3, 6.0, 0.05, 0.05),
     radii=(36 / 255, 72 / 255, 108 / 255, 0.5, 1.0),
 )

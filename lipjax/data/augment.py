@@ -55,31 +55,65 @@ def random_crop(key: Array, image: Array, *, pad: int, mode: str = "reflect") ->
     return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
 
 
-def random_shift(key: Array, image: Array, *, distance: float) -> Array:
-    """The image moved by a uniformly random fraction of a pixel, zeros coming in at the border.
+def random_affine(
+    key: Array,
+    image: Array,
+    *,
+    shift: float = 0.0,
+    rotation: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+) -> Array:
+    """The image moved, turned, stretched and sheared a little, zeros coming in at the border.
 
-    Sub-pixel values come from cubic convolution (a = -1/2), which blurs less than bilinear
-    interpolation: distances between images, and so margins, stay nearly as they are.
+    Values between pixels come from cubic convolution (a = -1/2), which blurs less than bilinear
+    interpolation: distances between images, and so margins, stay nearly as they are. All amounts
+    are drawn uniformly and independently, once an image.
 
     Args:
         key: A key.
-        image: `float[h, w, c]`.
-        distance: Largest shift along each axis, in pixels, at least 0; 0 returns the image.
+        image: `float[h, w, c]`. The cost is `h^2 w^2 c` operations: meant for small images.
+        shift: Largest shift along each axis, in pixels.
+        rotation: Largest turn, in degrees.
+        scale: Each axis is stretched by a factor in `[1 - scale, 1 + scale]`; below 1.
+        shear: Largest shift of a column per row.
 
     Returns:
         `float[h, w, c]`, clipped to [0, 1].
 
+    Raises:
+        ValueError: An amount is negative, or `scale` is not below 1.
+
     Reference: Keys (1981), https://doi.org/10.1109/TASSP.1981.1163711.
 
     >>> image = jnp.eye(4)[..., None]
-    >>> bool(jnp.allclose(random_shift(jax.random.key(0), image, distance=0.0), image))
+    >>> bool(jnp.allclose(random_affine(jax.random.key(0), image), image, atol=1e-5))
     True
     """
     color.check_image(image)
-    _checks.nonnegative(distance=distance)
-    move = jax.random.uniform(key, (2,), image.dtype, minval=-distance, maxval=distance)
-    rows, columns = (_cubic(n, t) for n, t in zip(image.shape[:2], move))
-    return jnp.clip(jnp.einsum("ij,kl,jlc->ikc", rows, columns, image), 0, 1)
+    _checks.nonnegative(shift=shift, rotation=rotation, shear=shear)
+    _checks.within(0.0, 0.99, scale=scale)
+    keys = jax.random.split(key, 4)
+
+    def draw(key, limit, shape=()):
+        return jax.random.uniform(key, shape, image.dtype, minval=-limit, maxval=limit)
+
+    angle = draw(keys[0], rotation * math.pi / 180)
+    stretch = 1 + draw(keys[1], scale, (2,))
+    slant = draw(keys[2], shear)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    turn = jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])])
+    skew = jnp.stack([jnp.stack([stretch[0], slant]), jnp.stack([0 * slant, stretch[1]])])
+    height, width = image.shape[:2]
+    center = jnp.asarray([(height - 1) / 2, (width - 1) / 2], image.dtype)
+    rows, columns = (jnp.arange(n, dtype=image.dtype) for n in (height, width))
+    points = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1)
+    offset = points - center.reshape(1, 1, 2)
+    source = jnp.einsum("ab,hwb->hwa", turn @ skew, offset)
+    source = source + (center + draw(keys[3], shift, (2,))).reshape(1, 1, 2)
+    vertical = _cubic(source[..., :1] - rows.reshape(1, 1, -1))
+    horizontal = _cubic(source[..., 1:] - columns.reshape(1, 1, -1))
+    return jnp.clip(jnp.einsum("ijk,ijl,klc->ijc", vertical, horizontal, image), 0, 1)
 
 
 def random_flip(key: Array, image: Array) -> Array:
@@ -159,10 +193,9 @@ def gaussian_noise(key: Array, image: Array, *, sigma) -> Array:
     return image + scale * jax.random.normal(key, image.shape, image.dtype)
 
 
-def _cubic(size, move):
-    """`float[size, size]`: the rows that interpolate at every point plus `move`."""
-    points = jnp.arange(size, dtype=move.dtype)
-    x = jnp.abs(points[:, None] + move - points[None, :])
+def _cubic(x):
+    """The kernel of cubic convolution."""
+    x = jnp.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return jnp.where(x <= 1, near, jnp.where(x < 2, far, 0))

@@ -10,7 +10,9 @@ from lipjax.data import augment, color
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 CASES = {
     "crop": functools.partial(augment.random_crop, pad=2),
-    "shift": functools.partial(augment.random_shift, distance=0.6),
+    "affine": functools.partial(
+        augment.random_affine, shift=0.6, rotation=9.0, scale=0.1, shear=0.1
+    ),
     "crop-edge": functools.partial(augment.random_crop, pad=9, mode="edge"),
     "crop-constant": functools.partial(augment.random_crop, pad=9, mode="constant"),
     "flip": augment.random_flip,
@@ -201,25 +203,34 @@ def test_noise_of_zero_changes_nothing_and_sigma_may_be_traced(seeded_key, image
         augment.gaussian_noise(seeded_key, image, sigma=-1.0)
 
 
-class TestRandomShift:
+class TestRandomAffine:
     IMAGE = jnp.asarray(np.random.default_rng(3).random((6, 5, 2)), jnp.float32)
 
-    def test_moves_by_interpolation_that_is_exact_for_straight_lines(self, seeded_key):
+    def test_shift_is_exact_for_straight_lines(self, seeded_key):
         ramp = jnp.broadcast_to(jnp.linspace(0.2, 0.7, 9)[:, None, None], (9, 9, 1))
-        moved = augment.random_shift(seeded_key, ramp, distance=0.5)
+        moved = augment.random_affine(seeded_key, ramp, shift=0.5)
         inner = np.asarray(moved - ramp)[2:-2, 2:-2]
         step = float(ramp[1, 0, 0] - ramp[0, 0, 0])
         assert np.ptp(inner) < 1e-5 and abs(inner).max() <= 0.5 * step + 1e-5
+        assert abs(inner).max() > 1e-4 * step
 
-    def test_no_distance_is_the_image_and_values_stay_in_range(self, key):
-        np.testing.assert_allclose(
-            augment.random_shift(key, self.IMAGE, distance=0.0), self.IMAGE, atol=1e-6
-        )
+    def test_a_turned_plane_is_a_plane_and_its_middle_stays(self, seeded_key):
+        plane = jnp.asarray(0.5 + 0.05 * np.subtract.outer(np.arange(9), np.arange(9)), jnp.float32)
+        plane = plane[..., None]
+        turned = np.asarray(augment.random_affine(seeded_key, plane, rotation=20.0))[3:-3, 3:-3, 0]
+        np.testing.assert_allclose(turned[1, 1], 0.5, atol=1e-5)
+        np.testing.assert_allclose(turned[0, 0] + turned[2, 2], 2 * turned[1, 1], atol=1e-5)
+        assert abs(turned - np.asarray(plane)[3:-3, 3:-3, 0]).max() > 1e-5
+
+    def test_nothing_is_the_image_and_values_stay_in_range(self, key):
+        np.testing.assert_allclose(augment.random_affine(key, self.IMAGE), self.IMAGE, atol=1e-5)
+        amounts = dict(shift=2.0, rotation=30.0, scale=0.3, shear=0.3)
         keys = jax.random.split(key, 50)
-        moved = jax.vmap(lambda k: augment.random_shift(k, self.IMAGE, distance=2.0))(keys)
+        moved = jax.vmap(lambda k: augment.random_affine(k, self.IMAGE, **amounts))(keys)
         assert moved.min() >= 0 and moved.max() <= 1
         assert len(np.unique(np.asarray(moved)[:, 2, 2, 0])) > 40
 
-    def test_bad_distance_is_named(self, key):
-        with pytest.raises(ValueError, match="distance is -1"):
-            augment.random_shift(key, self.IMAGE, distance=-1)
+    @pytest.mark.parametrize("amount", ["shift", "rotation", "scale", "shear"])
+    def test_bad_amounts_are_named(self, key, amount):
+        with pytest.raises(ValueError, match=f"{amount} is -1"):
+            augment.random_affine(key, self.IMAGE, **{amount: -1})
