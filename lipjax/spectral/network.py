@@ -116,6 +116,8 @@ def network_bound(
     walk = _Walk(dict(num_iters=num_iters, gradient=gradient), leaves[0].dtype)
     consts = [_Constant(c, jnp.shape(c)) for c in closed.consts]
     (out,) = walk.run(closed.jaxpr, consts, [_Value(0)])
+    if isinstance(out, _Decision):
+        raise ValueError("fn returns the outcome of a comparison of x, which jumps: no constant.")
     last = walk.flush(out) if isinstance(out, _Value) else walk.record("zero")
     norms = jnp.stack([norm for _, _, norm in walk.layers]) if walk.layers else jnp.zeros(0)
 
@@ -212,14 +214,14 @@ class _Walk:
         linear = value.linear
         if linear is None:
             return value.node
-        key = (value.node, id(linear.kernel))
+        key = (value.node, id(linear))
         if key not in self.flushed:
             kernel = linear.kernel
             # A rounding of every entry moves the norm by u |K|_F <= u sqrt(taps min(in, out)) |K|.
             spread = 2 * linear.folds * math.sqrt(kernel.size / max(kernel.shape[-2:]))
             norm = linear.norm(kernel) * (1 + 2 * spread * unit_roundoff(kernel.dtype))
             node = self.layer(value.node, linear.name, linear.kind, norm)
-            self.flushed[key] = node, linear.kernel  # which keeps the id in use
+            self.flushed[key] = node, linear  # which keeps the id in use
         return self.flushed[key][0]
 
     def evaluate(self, last: int, norms):
@@ -265,6 +267,8 @@ class _Walk:
                 if slope != 1:
                     node = self.layer(node, self.name(eqn, params["name"]), "activation", slope)
                 return [_Value(node)]
+            if inner is None:
+                raise ValueError(self.refusal(eqn, "its program is not visible"))
             if isinstance(inner, core.ClosedJaxpr):
                 consts = [_Constant(c, jnp.shape(c)) for c in inner.consts]
                 return self.run(inner.jaxpr, consts, inputs)
@@ -279,7 +283,20 @@ class _Walk:
             return [_Value(self.flush(inputs[0]))] * len(eqn.outvars)
         if name not in _RULES or len(eqn.outvars) > 1:
             raise ValueError(self.refusal(eqn, "its Lipschitz constant is not known here"))
+        if name in _BROADCASTING:  # a scalar that meets an array is copied to all its entries
+            out = eqn.outvars[0].aval.shape
+            inputs = [
+                self.copied(eqn, i, math.prod(out) // max(1, math.prod(v.aval.shape)))
+                for i, v in zip(inputs, eqn.invars)
+            ]
         return [_RULES[name](self, eqn, inputs)]
+
+    def copied(self, eqn, value, copies):
+        """The value seen that many times; constants as they are."""
+        if copies == 1 or not isinstance(value, _Value):
+            return value
+        name = self.name(eqn, f"{copies} copies")
+        return _Value(self.layer(self.flush(value), name, "copy", _root(copies)))
 
     def constant(self, eqn, inputs):
         """Evaluates an operation on constants; a broadcast keeps its small operand."""
@@ -376,10 +393,7 @@ def _selected(walk, eqn, inputs):
 def _broadcast(walk, eqn, inputs):
     """Copies: the norm is the square root of their number."""
     copies = math.prod(eqn.params["shape"]) // max(1, math.prod(eqn.invars[0].aval.shape))
-    node = walk.flush(inputs[0])
-    if copies == 1:
-        return _Value(node)
-    return _Value(walk.layer(node, walk.name(eqn, f"{copies} copies"), "copy", _root(copies)))
+    return _Value(walk.flush(walk.copied(eqn, inputs[0], copies)))
 
 
 def _reduced_sum(walk, eqn, inputs):
@@ -528,6 +542,7 @@ _ACTIVATIONS = {  # the largest slope, rounded up, and the argument that may exc
     "elu": (1.0, "alpha"),
     "leaky_relu": (1.0, "negative_slope"),
 }
+_BROADCASTING = ("add", "add_any", "sub", "mul", "div", "max", "min", "clamp", "select_n")
 _CALLS = (
     "jit",
     "pjit",

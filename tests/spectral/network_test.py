@@ -33,6 +33,14 @@ def conv(x, kernel, strides=(1, 1), padding="SAME", **options):
 
 X = jnp.asarray(RNG.random((1, 6, 6, 2)), jnp.float32)
 K, K2, WIDE = gaussian(3, 3, 2, 2), gaussian(3, 3, 2, 4), gaussian(72, 3)
+
+
+@jax.custom_vjp
+def with_rules(x):
+    return 2 * x
+
+
+with_rules.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
 SCALE = jnp.asarray([0.1, 3.0]).reshape(1, 1, 1, 2)
 LINEAR = {  # programs that are linear maps, with the largest factor the bound may have over the norm
     "matrix": (lambda x: x.reshape(1, -1) @ WIDE, 1.001),
@@ -59,6 +67,11 @@ LINEAR = {  # programs that are linear maps, with the largest factor the bound m
     "joined": (lambda x: jnp.concatenate([x, 2 * x], -1), 1.001),
     "moved": (lambda x: jnp.flip(x.transpose(0, 2, 1, 3)[:, 1:], 2), 1.001),
     "padded": (lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 0))), 1.001),
+    "scalar times an array": (lambda x: x.sum() * jnp.arange(1.0, 5), 2.5),
+    "scalar and an array": (lambda x: lax.add(x.sum(), jnp.ones(())) + jnp.zeros(7), 1.001),
+    "one kernel twice": (lambda x: conv(x, K)[:, :3, :3] + conv(x, K, (2, 2)), 2.5),
+    "custom rules": (lambda x: with_rules(x), 1.001),
+    "checkpoint": (jax.checkpoint(lambda x: 3 * x), 1.001),
     "constant": (lambda x: jnp.ones((3,)), None),
 }
 
@@ -118,6 +131,7 @@ def test_an_activation_of_the_same_name_is_not_taken_for_it():
         (lambda x: lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x), "comparison"),
         (lambda x: (x, x), "returns 2 arrays"),
         (lambda x: jnp.argmax(x, -1).astype(jnp.float32), "comparison"),
+        (lambda x: jnp.argmax(x, -1), "outcome of a comparison"),
     ],
 )
 def test_what_has_no_bound_is_refused_by_name(fn, word):
