@@ -86,13 +86,14 @@ def radius(
     own = jnp.arange(logits.shape[0]) == label
     gaps = round_down(jnp.where(own, 1, _gaps(logits, label)))
     error = round_up(2 * jnp.asarray(logit_error, logits.dtype), 2)
-    lead = round_down(gaps - error)
+    limits = jnp.finfo(logits.dtype)
+    lead = round_down(gaps - error) - 3 * limits.tiny  # of logits that are read as zero
     pairs = pair_constants(head, label, logits)
     # Only a constant of exactly 0 means that a pair never changes places.
     never = (pairs == 0) | constant_is_zero
-    tiny = jnp.finfo(logits.dtype).tiny
-    pairs = jnp.maximum(pairs * constant.astype(logits.dtype), tiny)
-    distance = jnp.where(never, jnp.inf, lead / jnp.where(never, 1, pairs))
+    pairs = jnp.maximum(pairs * constant.astype(logits.dtype), limits.tiny)
+    distance = jnp.minimum(lead / jnp.where(never, 1, pairs), limits.max)
+    distance = jnp.where(never | jnp.isinf(lead), jnp.inf, distance)
     distance = jnp.where(lead > 0, distance, 0)
     smallest = jnp.min(jnp.where(own, jnp.inf, distance))
     bad = jnp.isnan(logits).any() | ~jnp.isfinite(pairs).all() | ~_in_range(logits, label)

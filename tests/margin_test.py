@@ -236,3 +236,17 @@ def test_certified_accuracy_is_strict_and_counts_nan_as_lost():
 def test_bad_input_is_named(call, word):
     with pytest.raises(ValueError, match=word):
         call()
+
+
+def test_subnormal_logits_and_errors_are_not_read_as_zero():
+    logits = jnp.asarray([2e-38, 1.1e-38], jnp.float32)
+    truth = (float(np.float32(2e-38)) - float(np.float32(1.1e-38))) / (1.2e-38 * np.sqrt(2))
+    assert float(margin.radius(logits, 0, lipschitz=1.2e-38)) <= truth
+    lone = jnp.asarray([2e-38, 0.0], jnp.float32)
+    assert float(margin.radius(lone, 0, lipschitz=1.2e-38, logit_error=1.1e-38)) == 0
+
+
+def test_infinite_only_where_nothing_can_change_the_prediction():
+    for logits, lipschitz in (([100.0, 0.0], 1e-37), ([3e38, -3e38], 1e-3)):
+        assert np.isfinite(margin.radius(jnp.asarray(logits), 0, lipschitz=lipschitz))
+    assert np.isposinf(margin.radius(jnp.asarray([1.0, 0.0]), 0, lipschitz=0.0))

@@ -20,7 +20,7 @@ CONFIG = RunConfig(
     learning_rate=0.01,
     offset=0.9,
     temperature=0.15,
-    noise=0.1,
+    noise=0.08,
     affine=(0.3, 6.0, 0.05, 0.05),
     radii=(36 / 255, 72 / 255, 108 / 255, 0.5, 1.0),
 )

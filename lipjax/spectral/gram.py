@@ -78,7 +78,7 @@ def gram_iteration(
     it is at most `min(p, q)^(2^-(num_iters + 1))` times the norm and never grows with `num_iters`;
     rounding adds a relative excess of about `max(p, q) * 2^-24 * (|W|_F / |W|_2)^2` at most in
     float32. Zero with zero gradient at the zero matrix; NaN if there is a NaN, inf if there is an
-    infinity. The gradient is finite everywhere else too, also at repeated singular values.
+    infinity. The gradient is finite for every finite matrix, also at repeated singular values.
 
     Raises:
         ValueError: for fewer than two axes, an empty axis, a dtype that is not floating or an
@@ -519,6 +519,8 @@ def check_options(num_iters, tol, final, gradient) -> None:
         if isinstance(num_iters, str):
             raise ValueError(f"num_iters is {num_iters!r}; it must be an integer or 'auto'.")
         _checks.integer(1, num_iters=num_iters)
+    if isinstance(tol, jax.core.Tracer):
+        raise ValueError("tol is traced; it must be a Python number, known at compile time.")
     _checks.within(0.0, 1.0, tol=tol)
     _checks.one_of(FINALS, final=final)
     if gradient is not None:

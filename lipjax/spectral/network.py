@@ -24,13 +24,15 @@ from jax import lax
 from jax.extend import core
 
 from lipjax import _checks
-from lipjax._numerics import round_up, safe_sqrt, unit_roundoff
+from lipjax._numerics import round_up, safe_norm, unit_roundoff
 from lipjax.spectral.conv import conv_gram_iteration
-from lipjax.spectral.gram import gram_iteration
+from lipjax.spectral.gram import _any_nonzero, gram_iteration
 from lipjax.typing import Array, Bound
 
 
-class LayerBound(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerBound:
     """One factor of a network's bound.
 
     Attributes:
@@ -41,12 +43,13 @@ class LayerBound(NamedTuple):
             one: 1 in a chain, less inside a residual branch.
     """
 
-    name: str
-    kind: str
+    name: str = dataclasses.field(metadata={"static": True})
+    kind: str = dataclasses.field(metadata={"static": True})
     bound: Array
     share: Array
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NetworkBound:
     """What `network_bound` found.
@@ -67,7 +70,10 @@ class NetworkBound:
     def table(self) -> str:
         """One line per layer: its bound, its share, its kind and name."""
         lines = [f"{'bound':>12} {'share':>6}  kind        layer"]
-        lines += [f"{float(b):12.5g} {float(s):6.2f}  {k:<11} {n}" for n, k, b, s in self.layers]
+        lines += [
+            f"{float(layer.bound):12.5g} {float(layer.share):6.2f}  {layer.kind:<11} {layer.name}"
+            for layer in self.layers
+        ]
         return "\n".join([*lines, f"{float(self.value):12.5g}         the network"])
 
 
@@ -106,14 +112,15 @@ def network_bound(
     leaves = jax.tree.leaves(x)
     if len(leaves) != 1:
         raise ValueError(f"x has {len(leaves)} arrays; network_bound takes a function of one.")
-    _checks.real_floating(x=leaves[0])
+    dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(leaves[0]))
+    _checks.real_floating(x=jax.ShapeDtypeStruct(jnp.shape(leaves[0]), dtype))
     closed = jax.make_jaxpr(fn)(x)
     if len(closed.jaxpr.outvars) != 1:
         raise ValueError(
-            f"fn returns {len(closed.jaxpr.outvars)} arrays; network_bound takes one that returns "
-            "one, for example lambda x: model(x)[0]."
+            f"fn returns {len(closed.jaxpr.outvars)} arrays; network_bound takes a function that "
+            "returns one: pick it, as in lambda x: model(x)[0] for a tuple."
         )
-    walk = _Walk(dict(num_iters=num_iters, gradient=gradient), leaves[0].dtype)
+    walk = _Walk(dict(num_iters=num_iters, gradient=gradient), dtype)
     consts = [_Constant(c, jnp.shape(c)) for c in closed.consts]
     (out,) = walk.run(closed.jaxpr, consts, [_Value(0)])
     if isinstance(out, _Decision):
@@ -142,7 +149,8 @@ def penalty(network: NetworkBound, *, threshold: float = 1.0) -> Array:
     5.0
     """
     _checks.nonnegative(threshold=threshold)
-    excess = [jax.nn.relu(b - threshold) for _, kind, b, _ in network.layers if kind in _LINEAR]
+    linear = [layer for layer in network.layers if layer.kind in _LINEAR]
+    excess = [jax.nn.relu(layer.bound - threshold) for layer in linear]
     return sum(excess, jnp.zeros(()))
 
 
@@ -176,6 +184,7 @@ class _Linear(NamedTuple):
     axis: int
     norm: Callable
     folds: int = 0  # how often a constant was multiplied in, each with a rounding of its own
+    lost: Array | float = 0.0  # bound on the norm of what those products lost to underflow
 
 
 class _Value(NamedTuple):
@@ -206,7 +215,10 @@ class _Walk:
 
     def layer(self, node: int, name, kind, norm) -> int:
         """The node after a layer with that Lipschitz constant."""
-        self.layers.append((name, kind, jnp.asarray(norm, self.dtype)))
+        norm = jnp.asarray(norm)
+        if norm.dtype != self.dtype:
+            norm = jnp.where(norm > 0, _floored(round_up(norm).astype(self.dtype)), 0 * norm)
+        self.layers.append((name, kind, norm.astype(self.dtype)))
         return self.record("layer", node, len(self.layers) - 1)
 
     def flush(self, value: _Value) -> int:
@@ -220,6 +232,7 @@ class _Walk:
             # A rounding of every entry moves the norm by u |K|_F <= u sqrt(taps min(in, out)) |K|.
             spread = 2 * linear.folds * math.sqrt(kernel.size / max(kernel.shape[-2:]))
             norm = linear.norm(kernel) * (1 + 2 * spread * unit_roundoff(kernel.dtype))
+            norm = norm + linear.lost
             node = self.layer(value.node, linear.name, linear.kind, norm)
             self.flushed[key] = node, linear  # which keeps the id in use
         return self.flushed[key][0]
@@ -232,11 +245,13 @@ class _Walk:
             elif kind == "zero":
                 value = jnp.zeros((), norms.dtype)
             elif kind == "layer":
-                value = round_up(values[args[0]] * norms[args[1]])
+                before, norm = values[args[0]], norms[args[1]]
+                product = round_up(before * norm)
+                value = jnp.where((before == 0) | (norm == 0), product, _floored(product))
             elif kind == "sum":
                 value = round_up(sum(values[i] for i in args), len(args))
             else:
-                value = round_up(safe_sqrt(sum(values[i] ** 2 for i in args)), len(args) + 2)
+                value = round_up(safe_norm(jnp.stack([values[i] for i in args])), len(args) + 4)
             values.append(value)
         return values[last]
 
@@ -264,7 +279,7 @@ class _Walk:
             if slope is not None:
                 (value,) = (i for i in inputs if isinstance(i, _Value))
                 node = self.flush(value)
-                if slope != 1:
+                if isinstance(slope, jax.Array) or slope != 1:
                     node = self.layer(node, self.name(eqn, params["name"]), "activation", slope)
                 return [_Value(node)]
             if inner is None:
@@ -330,15 +345,34 @@ class _Walk:
         if linear is not None and all(
             n == 1 for axis, n in enumerate(shape) if axis != linear.axis
         ):
-            kernel = linear.kernel * jnp.broadcast_to(
-                small.reshape(-1).astype(linear.kernel.dtype), linear.kernel.shape
-            )
-            return value._replace(linear=linear._replace(kernel=kernel, folds=linear.folds + 1))
-        largest = jnp.max(jnp.abs(small))
+            kernel = linear.kernel
+            small = small.reshape(-1).astype(kernel.dtype)
+            floor = 2 * kernel.size * float(jnp.finfo(kernel.dtype).tiny)
+            lost = round_up(linear.lost * _largest(small), 2)
+            lost = lost + floor * (1 + jnp.max(jnp.abs(kernel)))
+            kernel = kernel * jnp.broadcast_to(small, kernel.shape)
+            folded = linear._replace(kernel=kernel, folds=linear.folds + 1, lost=lost)
+            return value._replace(linear=folded)
+        largest = _largest(small)
         node = self.flush(value)
         if isinstance(largest, jax.core.Tracer) or float(largest) != 1:
             node = self.layer(node, self.name(eqn, "times a constant"), "scale", round_up(largest))
         return _Value(node)
+
+
+def _floored(value):
+    """At least the smallest normal number: products below it come out as zero."""
+    return jnp.maximum(value, float(jnp.finfo(value.dtype).tiny))
+
+
+def _largest(constant):
+    """The largest absolute entry, at least the smallest normal number unless all bits are zero."""
+    constant = jnp.asarray(constant)
+    largest = jnp.max(jnp.abs(constant))
+    if constant.dtype not in (jnp.float32, jnp.float64):
+        return largest.astype(jnp.float32)
+    axes = tuple(range(constant.ndim))
+    return jnp.where(_any_nonzero([constant], axes) & ~(largest > 0), _floored(largest), largest)
 
 
 def _keep(walk, eqn, inputs):
@@ -369,7 +403,8 @@ def _product(walk, eqn, inputs):
 def _quotient(walk, eqn, inputs):
     if not isinstance(inputs[1], _Constant):
         raise ValueError(walk.refusal(eqn, "a division by such a value has no constant"))
-    inverse = round_up(jnp.abs(1 / inputs[1].array))
+    divisor = jnp.abs(inputs[1].array)
+    inverse = jnp.where(jnp.isinf(divisor), 0, _floored(round_up(1 / divisor)))
     return walk.scaled(eqn, inputs[0], _Constant(inverse, inputs[1].shape))
 
 
@@ -394,6 +429,17 @@ def _broadcast(walk, eqn, inputs):
     """Copies: the norm is the square root of their number."""
     copies = math.prod(eqn.params["shape"]) // max(1, math.prod(eqn.invars[0].aval.shape))
     return _Value(walk.flush(walk.copied(eqn, inputs[0], copies)))
+
+
+def _repeated(walk, eqn, inputs):
+    copies = eqn.outvars[0].aval.size // max(1, eqn.invars[0].aval.size)
+    return _Value(walk.flush(walk.copied(eqn, inputs[0], copies)))
+
+
+def _sliced(walk, eqn, inputs):
+    if not all(isinstance(i, _Constant) for i in inputs[1:]):
+        raise ValueError(walk.refusal(eqn, "its place depends on the input"))
+    return _keep(walk, eqn, inputs)
 
 
 def _reduced_sum(walk, eqn, inputs):
@@ -499,14 +545,17 @@ def _activation_slope(name, inner, inputs):
     value, *rest = inputs
     if not isinstance(value, _Value) or not all(isinstance(i, _Constant) for i in rest):
         return None
-    slope, option = _ACTIVATIONS[name]
+    slope, of_argument = _ACTIVATIONS[name]
     avals = [v.aval for v in inner.jaxpr.invars]
     like = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals]
-    traced = jax.make_jaxpr(getattr(jax.nn, name))(*like)
+    try:
+        traced = jax.make_jaxpr(getattr(jax.nn, name))(*like)
+    except TypeError:  # a function of that name with other arguments
+        return None
     if str(traced.jaxpr.eqns[0].params.get("jaxpr")) != str(inner):
         return None
-    for constant in rest if option else []:
-        slope = jnp.maximum(slope, jnp.max(jnp.abs(constant.array)))
+    for constant in rest if of_argument else []:
+        slope = jnp.maximum(slope, jnp.max(of_argument(jnp.asarray(constant.array, jnp.float32))))
     return slope
 
 
@@ -529,18 +578,24 @@ _LOGIC = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "is_finite", "
 _SLOPES = {
     "abs": 1, "tanh": 1, "sin": 1, "cos": 1, "atan": 1, "asinh": 1, "logistic": 0.25, "erf": 1.1284
 }  # fmt: skip
-_ACTIVATIONS = {  # the largest slope, rounded up, and the argument that may exceed it
+
+
+def _if_positive(argument):
+    return jnp.where(argument > 0, 1.0, jnp.inf)
+
+
+_ACTIVATIONS = {  # the largest slope, rounded up, and the slope that an argument may lead to
     "silu": (1.1, None),
     "mish": (1.09, None),
     "softplus": (1.0, None),
     "log_sigmoid": (1.0, None),
     "soft_sign": (1.0, None),
-    "squareplus": (1.0, None),
     "selu": (1.7581, None),
     "hard_tanh": (1.0, None),
-    "celu": (1.0, None),
-    "elu": (1.0, "alpha"),
-    "leaky_relu": (1.0, "negative_slope"),
+    "squareplus": (1.0, _if_positive),
+    "celu": (1.0, _if_positive),
+    "elu": (1.0, jnp.abs),
+    "leaky_relu": (1.0, jnp.abs),
 }
 _BROADCASTING = ("add", "add_any", "sub", "mul", "div", "max", "min", "clamp", "select_n")
 _CALLS = (
@@ -566,6 +621,9 @@ _RULES = {
     "max": _joined,
     "min": _joined,
     "concatenate": _joined,
+    "stack": _joined,
+    "tile": _repeated,
+    "dynamic_slice": _sliced,
     "clamp": _clamped,
     "select_n": _selected,
     "broadcast_in_dim": _broadcast,

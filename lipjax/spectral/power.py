@@ -80,6 +80,10 @@ def zero_padded_lower(
     """
     dims = kernel.ndim - 2
     spatial = "DHW"[-dims:]
+    if padding != "SAME":
+        reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel.shape)]
+        if any(n + sum(p) < r for n, p, r in zip(input_size, padding, reach)):  # no outputs
+            return mark_nonfinite(jnp.zeros((), kernel.dtype), [kernel], tuple(range(kernel.ndim)))
     scale = power_of_two(jnp.max(jnp.abs(kernel)))
     scaled = kernel / scale
 

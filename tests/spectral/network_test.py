@@ -65,6 +65,7 @@ LINEAR = {  # programs that are linear maps, with the largest factor the bound m
     "overlapping pooling": (lambda x: nnx.avg_pool(x, (3, 3), (1, 1), padding="SAME"), 1.6),
     "copies": (lambda x: jnp.broadcast_to(x.reshape(72, 1), (72, 5)), 1.001),
     "joined": (lambda x: jnp.concatenate([x, 2 * x], -1), 1.001),
+    "stacked and tiled": (lambda x: jnp.tile(jnp.stack([x, 2 * x]), (1, 1, 2, 1, 1)), 1.001),
     "moved": (lambda x: jnp.flip(x.transpose(0, 2, 1, 3)[:, 1:], 2), 1.001),
     "padded": (lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 0))), 1.001),
     "scalar times an array": (lambda x: x.sum() * jnp.arange(1.0, 5), 2.5),
@@ -103,6 +104,46 @@ def test_activations_have_their_slope(name):
     points = jnp.linspace(-12, 12, 40001)
     slopes = np.abs(np.asarray(jax.vmap(jax.grad(fn))(points), np.float64))
     assert slopes.max() <= bound * (1 + 1e-6) and bound <= 1.02 * slopes.max()
+
+
+def identity(scale):
+    return scale * jnp.eye(4)
+
+
+UNDERFLOW = {  # programs whose intermediate constants vanish in float32, and their true constants
+    "joined": (lambda x: jnp.concatenate([1e-23 * x, 1e-23 * x]) * 1e23, 1.4142),
+    "maximum": (
+        lambda x: jnp.maximum(x @ identity(1e-23), -(x @ identity(1e-23))) @ identity(1e23), 1.0
+    ),
+    "huge divisor": (lambda x: jnp.tanh(x) * 1e38 / 2e38, 0.5),
+    "huge divisor folded": (lambda x: (x @ identity(1e38)) / 3e38, 0.333),
+    "tiny factors": (
+        lambda x: 1e20 * (jnp.tanh(1e-20 * jnp.tanh(1e-20 * jnp.tanh(x))) * 1e20), 1.0
+    ),
+    "tiny factors folded": (lambda x: ((x @ identity(1e-30)) * 1e-10) * 1e38, 1e-2),
+    "subnormal factor": (lambda x: jnp.abs(x * jnp.float32(1e-40)) * 1e38, 1e-2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNDERFLOW)
+def test_underflow_never_makes_it_too_small(name):
+    fn, truth = UNDERFLOW[name]
+    assert float(network_bound(fn, jnp.ones((1, 4))).value) >= 0.999 * truth
+
+
+def test_arguments_of_activations_count():
+    for fn in (lambda x: jax.nn.celu(x, -1.0), lambda x: jax.nn.squareplus(x, -1.0)):
+        assert np.isposinf(network_bound(fn, jnp.ones(3)).value)
+    traced = jax.jit(lambda a: network_bound(lambda x: jax.nn.leaky_relu(x, a), jnp.ones(3)))(
+        jnp.float32(2.0)
+    )
+    np.testing.assert_allclose(traced.value, 2, rtol=1e-5)
+
+    def soft_sign(x, y):
+        return x / (jnp.abs(x) + y)
+
+    with pytest.raises(ValueError, match="div"):
+        network_bound(lambda x: jax.jit(soft_sign)(x, 3.0), jnp.ones(3))
 
 
 def test_an_activation_of_the_same_name_is_not_taken_for_it():

@@ -97,5 +97,7 @@ def test_uneven_padding(pads, strides):
         truth = oracles.norm(matrix)
         lower, upper = conv_enclosure(kernel, padding=pads, input_size=5, strides=strides)
         assert float(lower) <= truth <= float(upper) <= 2 * truth
+    nothing = conv_enclosure(jnp.ones((5, 1, 1)), padding=((0, 0),), input_size=3, strides=2)
+    assert float(nothing.lower) == 0 and float(nothing.upper) >= 0
     with pytest.raises(ValueError, match="padding is .*2 pairs"):
         conv_enclosure(kernel, padding=((1, 1),), input_size=5)
