@@ -123,7 +123,9 @@ def make_kernel(kind, c, k):
     grid = np.linspace(-1, 1, k)
     kernel = 0.6 * noise
     for rank in range(max(1, c // 4)):
-        wave = np.cos(rng.uniform(0, 3) * grid[:, None] + rng.uniform(0, 3) * grid + rng.uniform(0, 6))
+        wave = np.cos(
+            rng.uniform(0, 3) * grid[:, None] + rng.uniform(0, 3) * grid + rng.uniform(0, 6)
+        )
         window = wave * np.exp(-(grid[:, None] ** 2) - grid**2)
         u, v = rng.normal(size=(2, c)) / np.sqrt(c)
         strength = 3 * (1 + rank) ** -0.7 / np.linalg.norm(window)

@@ -533,6 +533,7 @@ def check_options(num_iters, tol, final, gradient) -> None:
 
 
 def checked_matrix(matrix):
+    """Real and imaginary part of a matrix after checking its rank and dtype; None for a real one."""
     matrix = jnp.asarray(matrix)
     _checks.at_least_rank(2, "[..., p, q]", matrix=matrix)
     _checks.nonempty(matrix=matrix)
@@ -541,6 +542,7 @@ def checked_matrix(matrix):
 
 
 def unit_vector(v):
+    """`v` over its norm, the last two axes being one vector; zero stays zero."""
     v = v / power_of_two(jnp.max(jnp.abs(v), axis=(-2, -1), keepdims=True))
     return v * safe_rsqrt(jnp.sum(jnp.square(v), axis=(-2, -1), keepdims=True))
 
