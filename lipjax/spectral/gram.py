@@ -574,11 +574,13 @@ def _any_nonzero(parts, axes=(-2, -1)):
     """Whether any bit but a sign is set: comparisons may read subnormal numbers as zero."""
     found = False
     for part in parts:
-        part = lax.stop_gradient(part)
         integer = jnp.int32 if part.dtype == jnp.float32 else jnp.int64
-        bits = lax.optimization_barrier(lax.bitcast_convert_type(part, integer))
-        found = found | jnp.any((bits << 1) != 0, axis=axes)
-    return found
+        bits = lax.bitcast_convert_type(lax.stop_gradient(part), integer) << 1
+        # As a maximum of integers behind a barrier: a comparison of the bits themselves may be
+        # fused with one of the numbers.
+        some = jnp.abs(bits) | (bits >> (8 * part.dtype.itemsize - 1))
+        found = found | (jnp.max(some, axis=axes) != 0) | (jnp.min(some, axis=axes) != 0)
+    return lax.optimization_barrier(found)
 
 
 def mark_nonfinite(bound, parts, axes=(-2, -1)):
