@@ -73,8 +73,8 @@ def radius(
     `logit_error`.
 
     Raises:
-        ValueError: for an estimate or a lower bound as `lipschitz`, a constant that is known to be negative
-            or NaN, a wrong shape.
+        ValueError: for an estimate or a lower bound as `lipschitz`, a known negative
+            or NaN constant, a wrong shape.
 
     >>> import jax.numpy as jnp
     >>> logits = jnp.array([3.0, 1.0, 0.0])
