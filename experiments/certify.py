@@ -27,7 +27,6 @@ from lipjax.data import to_unit
 from lipjax.training.checkpoint import Checkpoints
 from lipjax.typing import ABSTAIN
 
-MEASURED = ("radii", "attack_images", "attack_steps")
 BATCH = 256
 FLOAT64_IMAGES = 128
 """Images whose logits are computed a second time, in float64, to measure the rounding."""
@@ -63,9 +62,11 @@ def main(arguments=None) -> dict:
     parser.add_argument("--data-dir")
     args = parser.parse_intermixed_args(arguments)
     try:
-        config = configs.override(configs.read_run(args.run), args.assignments, only=MEASURED)
+        config = configs.override(
+            configs.read_run(args.run), args.assignments, only=configs.MEASURED
+        )
         report = certify_run(args.run, config, args.data_dir)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     broken = report["certified_radii_broken_by_the_attack"]
     if broken:
@@ -85,9 +86,14 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None) -> dict
         raise ValueError(f"RUN is {str(run_dir)!r}, which holds no checkpoint.")
     with Checkpoints(run_dir / "checkpoints", every=1) as checkpoints:
         step = checkpoints.latest_step
+        trained_with = checkpoints.config
         restored = checkpoints.restore_latest(model, part=".params")
     if restored is None:
         raise ValueError(f"RUN is {str(run_dir)!r}, which holds no checkpoint.")
+    refuse_other_config(run_dir, config, trained_with)
+    last = trained_with["num_steps"]
+    if step < last:
+        print(f"note: this run is unfinished, at step {step} of {last}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(restored.state):
         if not bool(jnp.isfinite(leaf).all()):
             name = jax.tree_util.keystr(path)
@@ -100,6 +106,7 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None) -> dict
     report = {
         "config": configs.to_dict(config),
         "step": step,
+        "num_steps": last,
         "split": "validation (held out)" if config.hold_out else "test",
         "data_notes": list(data.notes),
         "feature_bound": {"value": float(bound.value), "kind": bound.kind},
@@ -126,6 +133,16 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None) -> dict
         f"certificates  {run_dir}/certificates.json\nfigure        {run_dir}/certified_accuracy.png"
     )
     return report
+
+
+def refuse_other_config(run_dir: Path, config: configs.RunConfig, trained_with: dict) -> None:
+    """An error if `config.json` is not what the checkpoint says the run was trained with."""
+    for name, value in configs.to_dict(config).items():
+        if name not in configs.MEASURED and trained_with.get(name, value) != value:
+            raise ValueError(
+                f"{run_dir}/config.json has {name} = {value!r}, but the checkpoint was trained with "
+                f"{trained_with[name]!r}; restore the file."
+            )
 
 
 def logit_error(model, data) -> float:

@@ -12,6 +12,9 @@ from lipjax import _checks
 from lipjax.data import NAMES
 from lipjax.models import ConvNetConfig
 
+MEASURED = ("radii", "attack_images", "attack_steps")
+"""Fields that only certification uses; they may change after training."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -69,6 +72,7 @@ class RunConfig:
         _checks.integer(1, num_microbatches=self.num_microbatches, attack_steps=self.attack_steps)
         _checks.integer(1, checkpoint_every=self.checkpoint_every)
         _checks.integer(0, crop=self.crop, attack_images=self.attack_images, seed=self.seed)
+        _checks.within(0, 2**32 - 1, seed=self.seed)
         _checks.positive(learning_rate=self.learning_rate, temperature=self.temperature)
         _checks.positive(radii=self.radii)
         if not self.radii or list(self.radii) != sorted(set(self.radii)):
@@ -129,7 +133,8 @@ def override(config: RunConfig, assignments: list[str], *, only=None) -> RunConf
         known = _fields(config)
         allowed = list(known) if only is None else list(only)
         if field not in allowed:
-            raise ValueError(f"{field!r} is no field; the fields are {', '.join(allowed)}.")
+            why = "may not be changed here" if field in known else "is no field"
+            raise ValueError(f"{field!r} {why}; the fields are {', '.join(allowed)}.")
         value = _fitting(field, _literal(text), known[field])
         outer, dot, inner = field.rpartition(".")
         if dot:
@@ -146,7 +151,7 @@ def _literal(text: str):
         return tuple(_literal(part) for part in parts if part.strip())
     try:
         return float(Fraction(text)) if "/" in text else ast.literal_eval(text)
-    except (ValueError, SyntaxError, ZeroDivisionError):
+    except (ValueError, TypeError, SyntaxError, ZeroDivisionError):
         return text
 
 
@@ -156,11 +161,15 @@ def _fitting(field: str, value, current):
         value = (value,)
     if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    optional = field in ("model.dense_width", "model.activation")
+    optional = {"model.dense_width": int | None, "model.activation": str | None}.get(field)
     fits = isinstance(value, type(current)) and isinstance(value, bool) == isinstance(current, bool)
     if isinstance(value, tuple):
         fits = all(isinstance(part, int | float) for part in value)
-    if not fits and not (optional and isinstance(value, int | str | None)):
+        if current and all(isinstance(part, int) for part in current):
+            fits = all(isinstance(part, int) for part in value)
+    if optional is not None:
+        fits = isinstance(value, optional) and not isinstance(value, bool)
+    if not fits:
         raise ValueError(f"{field} is {value!r}, of the wrong type; it must be like {current!r}.")
     return value
 
@@ -185,7 +194,7 @@ def read_run(run_dir: Path) -> RunConfig:
         )
     try:
         return from_dict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}. Train again, or restore it.") from error
 
 

@@ -6,6 +6,7 @@ as `epochs=3` or `model.layer=cpl`. Two more options, `--data-dir DIR` (default:
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -29,7 +30,7 @@ def main(arguments=None) -> Path:
     try:
         config = configs.override(configs.load(args.config), args.assignments)
         return train(config, args.run_dir or Path("runs") / args.config, args.data_dir)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -47,7 +48,6 @@ def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
     steps = num_steps(len(data.train.labels), config.batch_size, config.epochs)
     model = setup.network(config)
     stored = configs.to_dict(config)
-    measured = ("radii", "attack_images", "attack_steps")  # may change between train and certify
     options = dict(
         max_value=data.max_value,
         optimizer=setup.optimizer(config, steps),
@@ -58,12 +58,15 @@ def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
         constrain=nn.constrain,
         augment=setup.augmentation(config),
         num_microbatches=config.num_microbatches,
-        config={name: value for name, value in stored.items() if name not in measured},
+        config={name: value for name, value in stored.items() if name not in configs.MEASURED},
         description=stored,
         checkpoint_every=config.checkpoint_every,
         log_every=min(50, steps),
     )
     state = supervised.train(model, setup.loss(config), data.train, **options)
+    skipped = steps_skipped(run_dir)
+    if skipped:
+        print(f"note: {skipped} steps were skipped, whose loss or gradient was not finite")
     print(
         f"trained to step {int(state.step)}, {config.batch_size} images a step, in "
         f"{time.time() - started:.0f} s\n"
@@ -72,6 +75,12 @@ def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
         f"next: python -m experiments.certify {run_dir}"
     )
     return Path(run_dir)
+
+
+def steps_skipped(run_dir: Path) -> int:
+    """How many steps of a run had no finite loss and gradient."""
+    lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
+    return sum(json.loads(line)["skipped"] for line in lines)
 
 
 if __name__ == "__main__":

@@ -28,21 +28,25 @@ def integer(minimum: int, **named) -> None:
 def positive(**named) -> None:
     """Each value is a finite number above zero (checked where it is known)."""
     for name, value in named.items():
-        if _known(value) and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):
+        if _known(value) and not (
+            _real(value) and np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)
+        ):
             raise ValueError(f"{name} is {value!r}; it must be finite and above 0.")
 
 
 def nonnegative(**named) -> None:
     """Each value is at least zero and not NaN (checked where it is known)."""
     for name, value in named.items():
-        if _known(value) and not np.all(np.asarray(value) >= 0):
+        if _known(value) and not (_real(value) and np.all(np.asarray(value) >= 0)):
             raise ValueError(f"{name} is {value!r}; it must be at least 0.")
 
 
 def within(low: float, high: float, **named) -> None:
     """Each value lies in `[low, high]` (checked where it is known)."""
     for name, value in named.items():
-        if _known(value) and not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
+        if _known(value) and not (
+            _real(value) and np.all((np.asarray(value) >= low) & (np.asarray(value) <= high))
+        ):
             raise ValueError(f"{name} is {value!r}; it must lie in [{low}, {high}].")
 
 
@@ -95,6 +99,31 @@ def floating(**named) -> None:
             )
 
 
+def same_dtype(dtype, whose: str, **named) -> None:
+    """Each array has that dtype."""
+    for name, value in named.items():
+        if jnp.result_type(value) != dtype:
+            raise ValueError(
+                f"{name} has dtype {jnp.result_type(value)}; it must be {jnp.dtype(dtype)}, {whose} "
+                f"(use {name}.astype(jnp.{jnp.dtype(dtype)}))."
+            )
+
+
+def per_axis(dims: int, **named) -> tuple[int, ...]:
+    """One positive integer per spatial axis, from an integer or a sequence of them."""
+    ((name, value),) = named.items()
+    message = f"{name} is {value!r}; it must be an integer of at least 1 or have {dims} of them."
+    if isinstance(value, bool) or not isinstance(value, int | np.integer | Sequence | np.ndarray):
+        raise ValueError(message)
+    values = (value,) * dims if isinstance(value, int | np.integer) else tuple(value)
+    for entry in values:
+        if isinstance(entry, bool) or not isinstance(entry, int | np.integer) or entry < 1:
+            raise ValueError(message)
+    if len(values) != dims:
+        raise ValueError(message)
+    return tuple(int(entry) for entry in values)
+
+
 def axis_size(axis: int, size: int, reason: str = "", **named) -> None:
     """Axis `axis` of each array has length `size`; `reason` says where the length comes from."""
     for name, value in named.items():
@@ -104,6 +133,12 @@ def axis_size(axis: int, size: int, reason: str = "", **named) -> None:
             raise ValueError(
                 f"{name} has shape {shape}; its axis {axis} must have length {size}{because}."
             )
+
+
+def _real(value) -> bool:
+    """Whether it holds real numbers; truth values, text and None do not."""
+    dtype = np.asarray(value).dtype
+    return dtype.kind in "fiu" or jnp.issubdtype(dtype, jnp.floating)
 
 
 def _known(value) -> bool:

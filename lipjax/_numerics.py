@@ -5,8 +5,11 @@ are zero. The rounding helpers implement the standard model: `u = eps / 2` is th
 `gamma(n) = n u / (1 - n u)` bounds the relative error of a sum of n products in any order.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 HIGHEST = lax.Precision.HIGHEST
@@ -117,6 +120,48 @@ def power_of_two(x):
     return jnp.where(usable, jnp.ldexp(jnp.ones_like(x), jnp.clip(exponent - 1, -limit, limit)), 1)
 
 
+def is_zero(x):
+    """Whether every bit of each entry but the sign is zero: false for subnormal numbers.
+
+    Comparisons of floats, and of their bits as one integer where compilers see through that, may
+    read subnormal numbers as zero. Halves of the bits are no floats to anybody.
+    """
+    halves = lax.bitcast_convert_type(lax.stop_gradient(x), jnp.uint16)
+    mask = np.full(halves.shape, 0xFFFF, np.uint16)
+    mask[..., -1] = 0x7FFF
+    return jnp.max(halves & jnp.asarray(mask), axis=-1) == 0
+
+
+def as_device_array(x, axis=None):
+    """`jnp.asarray(x)`, and a bound on the Euclidean norm of what that lost.
+
+    NumPy arrays and Python numbers in float64 become float32 unless JAX runs in 64 bits. A bound
+    of the array that was passed in has to count the difference.
+
+    Args:
+        x: Anything that `jnp.asarray` takes.
+        axis: Axes that the norm runs over; all when None.
+
+    Returns:
+        The array, and 0.0 or `float[...]` in its real dtype, rounded up: inf where a number became
+        infinite, zero where nothing was lost.
+
+    >>> array, lost = as_device_array([1.0, 0.1])
+    >>> bool(0 < lost < 3e-9)
+    True
+    """
+    array = jnp.asarray(x)
+    host = None if isinstance(x, jax.Array) else np.asarray(x)
+    if host is None or host.dtype.kind not in "fc" or host.dtype == array.dtype:
+        return array, 0.0
+    with np.errstate(all="ignore"):
+        difference = np.abs(host - np.asarray(array)).astype(np.float64)
+    largest = np.max(np.where(np.isnan(difference), 0, difference), axis=axis, initial=0)
+    lost = largest * math.sqrt(max(1, host.size // max(1, largest.size))) * (1 + 1e-6)
+    tiny = float(jnp.finfo(array.dtype).tiny)
+    return array, jnp.asarray(np.where(lost > 0, np.maximum(lost, tiny), 0), array.real.dtype)
+
+
 def matmul(a, b):
     """`a @ b` at full precision on every backend."""
     return jnp.matmul(a, b, precision=HIGHEST)
@@ -133,6 +178,11 @@ def on_host_float64(fn, *args):
     The one place where a certificate leaves the accelerator: real arrays become float64 (exactly),
     the rest passes unchanged, and the result comes back as NumPy arrays. Not for use under jit.
     """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+        raise ValueError(
+            "freeze and bound run in float64 on the host, so not under jit, vmap or grad; call them "
+            "outside (inside, lipjax.nn.constrain makes the weights)."
+        )
     cpu = jax.local_devices(backend="cpu")[0]
     host = jax.tree.map(_to_float64, jax.device_get(args))
     with jax.enable_x64(True), jax.default_device(cpu):
@@ -140,7 +190,5 @@ def on_host_float64(fn, *args):
 
 
 def _to_float64(leaf):
-    import numpy as np
-
     leaf = np.asarray(leaf)
     return leaf.astype(np.float64) if np.issubdtype(leaf.dtype, np.floating) else leaf

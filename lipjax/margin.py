@@ -14,10 +14,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lipjax import _checks
-from lipjax._numerics import round_down, round_up, safe_norm
+from lipjax._numerics import as_device_array, is_zero, round_down, round_up, safe_norm
 from lipjax.typing import ABSTAIN, Array, Bound, Certificate
 
 
@@ -39,7 +40,7 @@ def margin(logits: Array, label: Array) -> Array:
     >>> float(margin(jnp.array([1.0, 4.0, 2.0]), 1))
     2.0
     """
-    logits, label = _check(logits, label)
+    logits, label, _ = _check(logits, label)
     gaps = _gaps(logits, label)
     return _nan_if(jnp.min(gaps), jnp.isnan(logits).any() | ~_in_range(logits, label))
 
@@ -50,7 +51,7 @@ def radius(
     *,
     lipschitz: float | Array | Bound,
     head: Array | None = None,
-    logit_error: float | Array = 0.0,
+    logit_error: float = 0.0,
 ) -> Array:
     """Distance within which the classifier provably keeps answering `label`.
 
@@ -58,19 +59,21 @@ def radius(
         logits: `float[classes]`; for a batch use `jax.vmap`.
         label: `int[]`.
         lipschitz: l2 Lipschitz constant of the features (with `head`) or of the logits (without), as
-            a number that you answer for or a `Bound` that proves it.
+            a number that you answer for or a `Bound` that proves it. That of the features alone,
+            without `head`, proves nothing about the logits.
         head: `float[features, classes]`, the class vectors; the Lipschitz constant of each pair of
             logits is then the distance of their vectors.
-        logit_error: Bound on the error of each computed logit, taken off every margin twice.
+        logit_error: Bound on the error of all computed logits, one number, taken off every margin
+            twice. (What float64 logits lose where JAX runs in 32 bits is counted by itself.)
 
     Returns:
         `float[]`, in the units of the input; 0 where nothing is proved.
 
     Guarantee: with exact logits, every input at a smaller l2 distance has `label` as its only largest
-    logit. Rounded down. 0 if another logit ties or leads; 0 if any logit, `lipschitz` or `head` is
-    NaN or the label is out of range; inf if no input can change the prediction (a single class, or
-    vectors equal to the label's with a lead). The rounding of the logits themselves enters through
-    `logit_error`.
+    logit. Rounded down. 0 if another logit ties or leads; 0 if any logit, `lipschitz` or entry of
+    `head` is NaN or infinite or the label is out of range; inf if no input can change the prediction
+    (a single class, or vectors equal to the label's with a lead). The rounding of the logits
+    themselves enters through `logit_error`.
 
     Raises:
         ValueError: for an estimate or a lower bound as `lipschitz`, a known negative
@@ -81,12 +84,13 @@ def radius(
     >>> round(float(radius(logits, 0, lipschitz=1.0)), 4)
     1.4142
     """
-    logits, label = _check(logits, label)
+    logits, label, lost = _check(logits, label)
     constant, constant_is_zero = _upper_value(lipschitz)
+    _checks.ranked(0, "one number for all logits", logit_error=logit_error)
     _checks.nonnegative(logit_error=logit_error)
     own = jnp.arange(logits.shape[0]) == label
     gaps = round_down(jnp.where(own, 1, _gaps(logits, label)))
-    error = round_up(2 * jnp.asarray(logit_error, logits.dtype), 2)
+    error = round_up(2 * (jnp.asarray(logit_error, logits.dtype) + lost), 4)
     limits = jnp.finfo(logits.dtype)
     lead = round_down(gaps - error) - 3 * limits.tiny  # of logits that are read as zero
     pairs = pair_constants(head, label, logits)
@@ -97,9 +101,10 @@ def radius(
     distance = jnp.where(never | jnp.isinf(lead), jnp.inf, distance)
     distance = jnp.where(lead > 0, distance, 0)
     smallest = jnp.min(jnp.where(own, jnp.inf, distance))
-    bad = jnp.isnan(logits).any() | ~jnp.isfinite(pairs).all() | ~_in_range(logits, label)
+    bad = ~jnp.isfinite(logits).all() | ~jnp.isfinite(pairs).all() | ~_in_range(logits, label)
     bad = bad | ~(constant >= 0) | ~jnp.isfinite(constant) | ~(error >= 0)
-    bad = bad | jnp.isinf(logits[jnp.clip(label, 0, logits.shape[0] - 1)])
+    if head is not None:
+        bad = bad | ~jnp.isfinite(jnp.asarray(head)).all()
     return jnp.where(bad, 0, jnp.maximum(round_down(smallest, 3), 0))
 
 
@@ -108,7 +113,7 @@ def certify(
     *,
     lipschitz: float | Array | Bound,
     head: Array | None = None,
-    logit_error: float | Array = 0.0,
+    logit_error: float = 0.0,
 ) -> Certificate:
     """The prediction and the radius within which it provably does not change.
 
@@ -124,10 +129,11 @@ def certify(
     >>> certify(jnp.array([0.0, 2.0]), lipschitz=1.0).prediction.item()
     1
     """
-    logits, _ = _check(logits, 0)
+    given = logits
+    logits, _, _ = _check(logits, 0)
     usable = ~jnp.isnan(logits).any()
     label = jnp.argmax(jnp.where(usable, logits, 0)).astype(jnp.int32)
-    proved = radius(logits, label, lipschitz=lipschitz, head=head, logit_error=logit_error)
+    proved = radius(given, label, lipschitz=lipschitz, head=head, logit_error=logit_error)
     prediction = jnp.where(usable, label, jnp.int32(ABSTAIN))
     return Certificate(prediction, proved, {"margin": margin(logits, label)})
 
@@ -149,6 +155,7 @@ def certified_accuracy(radii: Array, correct: Array, eps: float | Array) -> Arra
     """
     radii, correct, eps = jnp.asarray(radii), jnp.asarray(correct), jnp.asarray(eps)
     _checks.ranked(1, "[examples]", radii=radii, correct=correct)
+    _checks.real_floating(radii=radii)
     _checks.nonempty(radii=radii)
     _checks.axis_size(0, radii.shape[0], "one per radius", correct=correct)
     _checks.ranked((0, 1), "[] or [k]", eps=eps)
@@ -169,7 +176,7 @@ def pair_constants(head: Array | None, label: Array, logits: Array) -> Array:
     classes = logits.shape[0]
     if head is None:
         return jnp.full(classes, round_up(jnp.asarray(math.sqrt(2), logits.dtype)))
-    head = jnp.asarray(head)
+    head, lost = as_device_array(head, axis=0)
     _checks.ranked(2, "[features, classes]", head=head)
     _checks.axis_size(1, classes, "one column per logit", head=head)
     _checks.real_floating(head=head)
@@ -179,7 +186,10 @@ def pair_constants(head: Array | None, label: Array, logits: Array) -> Array:
     # Subnormal differences may be read as zero: the bits decide, and the sum covers what is lost.
     tiny = math.sqrt(head.shape[0]) * float(jnp.finfo(head.dtype).tiny)
     same = jnp.all(_bits(head) == _bits(own), axis=0)
-    return round_up(jnp.where(same, 0, distances + tiny)).astype(logits.dtype)
+    distances = jnp.where(same, 0, distances + tiny)
+    if not isinstance(lost, float):  # a float64 head in a 32-bit program
+        distances = distances + 2 * jnp.max(lost)
+    return round_up(distances, 3).astype(logits.dtype)
 
 
 def _gaps(logits, label):
@@ -212,12 +222,12 @@ def _upper_value(lipschitz):
     if value.dtype not in (jnp.float32, jnp.float64):
         value = value.astype(jnp.float32)
     if isinstance(lipschitz, jax.Array):
-        is_zero = (_bits(value) << 1) == 0
+        zero = is_zero(value)
     else:  # a Python number may vanish on its way to float32
-        is_zero = jnp.asarray(lipschitz == 0)
+        zero = jnp.asarray(lipschitz == 0)
     # Half a step is lost where a float64 number becomes float32.
     value = jnp.where(value < 0, jnp.nan, round_up(value))
-    return jnp.where(is_zero, 0, jnp.maximum(value, jnp.finfo(value.dtype).tiny)), is_zero
+    return jnp.where(zero, 0, jnp.maximum(value, jnp.finfo(value.dtype).tiny)), zero
 
 
 def _in_range(logits, label):
@@ -229,7 +239,10 @@ def _nan_if(value, condition):
 
 
 def _check(logits, label):
-    logits, label = jnp.asarray(logits), jnp.asarray(label)
+    if isinstance(label, int | np.integer) and not -(2**31) <= label < 2**31:
+        raise ValueError(f"label is {label}; it must be a class.")
+    logits, lost = as_device_array(logits)
+    label = jnp.asarray(label)
     _checks.ranked(1, "[classes], and jax.vmap for a batch", logits=logits)
     _checks.nonempty(logits=logits)
     _checks.real_floating(logits=logits)
@@ -239,4 +252,4 @@ def _check(logits, label):
     label = label.astype(jnp.int32)
     if not isinstance(label, jax.core.Tracer) and not 0 <= int(label) < logits.shape[0]:
         raise ValueError(f"label is {int(label)}; it must lie in [0, {logits.shape[0] - 1}].")
-    return logits, label
+    return logits, label, lost

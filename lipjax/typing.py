@@ -5,9 +5,10 @@ import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lipjax._numerics import round_up
+from lipjax._numerics import is_zero, round_up
 
 Array = jax.Array
 Kind = Literal["upper", "lower", "exact", "estimate"]
@@ -44,10 +45,16 @@ class Bound:
 
         The constant of a composition is at most the product of the constants and may be far
         below it, so a product of upper (or exact) bounds is an upper bound, and any other
-        product proves nothing.
+        product proves nothing. Zero comes out only of a factor that is zero.
+
+        Raises:
+            ValueError: for a factor known to be negative, which no Lipschitz constant is.
         """
         if not isinstance(other, Bound):
             return NotImplemented
+        for factor in (self.value, other.value):
+            if not isinstance(factor, jax.core.Tracer) and np.any(np.asarray(factor) < 0):
+                raise ValueError(f"value is {factor!r}; a Lipschitz constant is at least 0.")
         proved = self.proves_upper and other.proves_upper
         value = self.value * other.value
         if proved:
@@ -61,12 +68,13 @@ class Bound:
 
 
 def _not_below(product, a, b):
-    """A product of floats may round below the truth: one step up, unless a factor is 1."""
+    """A product of floats may round below the truth: one step up, unless a factor is 0 or 1."""
     if isinstance(product, jax.Array):
-        return round_up(product)
-    exact = np.asarray(a) == 1
-    exact = exact | (np.asarray(b) == 1)
-    if isinstance(product, float) and not isinstance(product, np.floating):
+        a, b = (jnp.asarray(factor, product.dtype) for factor in (a, b))
+        positive = jnp.maximum(round_up(product), jnp.finfo(product.dtype).tiny)
+        return jnp.where(is_zero(a) | is_zero(b), product, positive)
+    exact = np.isin(a, (0, 1)) | np.isin(b, (0, 1))
+    if isinstance(product, int | float) and not isinstance(product, np.floating):
         return product if exact else math.nextafter(product, math.inf)
     return np.where(exact, product, np.nextafter(product, np.asarray(np.inf, product.dtype)))[()]
 

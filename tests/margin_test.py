@@ -82,7 +82,7 @@ def test_negative_control_a_single_constant_for_pairs_would_be_wrong():
         ([np.inf, 0.0], 0, 0.0),
         ([np.inf, np.inf], 0, 0.0),
         ([0.0], 0, np.inf),
-        ([0.0, -np.inf], 0, np.inf),
+        ([0.0, -np.inf], 0, 0.0),
     ],
 )
 def test_edges(logits, label, expected):

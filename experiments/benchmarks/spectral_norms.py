@@ -24,7 +24,7 @@ import numpy as np
 from experiments.benchmarks import reference_norms as reference
 from lipjax import selfcheck
 from lipjax.spectral import conv_gram_iteration
-from lipjax.spectral.conv import fourier_matrix, frequencies
+from lipjax.spectral._symbol import fourier_matrix, frequencies
 
 SVD_FLOPS = 2e11
 """`fft_svd` is timed up to this estimate of its operations."""

@@ -16,7 +16,8 @@ def check_padding(padding: str) -> None:
     """Only paddings that do not expand: the image is copied at most once."""
     if padding not in PADDINGS:
         raise ValueError(
-            f"padding is {padding!r}; it must be 'zero' or 'circular'. Reflecting and replicating "
+            f"padding is {padding!r}; it must be 'zero' ('SAME' of other libraries) or 'circular'. "
+            "Reflecting and replicating "
             "paddings repeat pixels, so the padded image is longer than the image and the layer "
             "would no longer be 1-Lipschitz."
         )
@@ -35,14 +36,14 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
         raise ValueError(
             f"x has shape {x.shape}; it must have at least {dims + 1} axes, [*spatial, channels]."
         )
+    _checks.nonempty(x=x)
+    _checks.same_dtype(kernel.dtype, "that of the weights", x=x)
     if x.shape[-1] != kernel.shape[-2]:
         raise ValueError(
             f"x has shape {x.shape}; its last axis must have length {kernel.shape[-2]}, the "
             "channels that the layer was made for (images are [..., height, width, channels])."
         )
-    strides = (strides,) * dims if isinstance(strides, int) else tuple(strides)
-    for step in strides:
-        _checks.integer(1, strides=step)
+    strides = _checks.per_axis(dims, strides=strides)
     lead = x.shape[: -dims - 1]
     x = x.reshape(-1, *x.shape[-dims - 1 :])
     if padding == "circular":

@@ -12,14 +12,7 @@ def window(kernel_size, dims: int) -> tuple[int, ...]:
     """The window of a convolution, from one size or one per axis."""
     _checks.integer(1, dims=dims)
     _checks.one_of((1, 2, 3), dims=dims)
-    sizes = (kernel_size,) * dims if isinstance(kernel_size, int) else tuple(kernel_size)
-    if len(sizes) != dims:
-        raise ValueError(
-            f"kernel_size is {kernel_size!r}; it must be an integer or have {dims} entries."
-        )
-    for size in sizes:
-        _checks.integer(1, kernel_size=size)
-    return sizes
+    return _checks.per_axis(dims, kernel_size=kernel_size)
 
 
 def xavier_normal(key, shape):

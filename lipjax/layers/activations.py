@@ -7,6 +7,8 @@ layers, where being 1-Lipschitz is enough.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -38,6 +40,8 @@ class Activation:
     lipschitz: float = 1.0
 
     def __post_init__(self):
+        if not (math.isfinite(self.lipschitz) and self.lipschitz >= 0):
+            raise ValueError(f"lipschitz is {self.lipschitz}; it must be finite and at least 0.")
         if self.slopes is None:
             return
         low, high = self.slopes
@@ -84,6 +88,7 @@ def group_sort(x: Array, *, group_size: int = 2) -> Array:
     return jnp.sort(groups, axis=-1).reshape(x.shape)
 
 
+@functools.cache
 def leaky_relu(alpha: float = 0.1) -> Activation:
     """ReLU with slope `alpha` in [0, 1] for negative entries."""
     _checks.within(0.0, 1.0, alpha=alpha)
@@ -129,9 +134,13 @@ def resolve(activation) -> Activation:
     """
     if isinstance(activation, Activation):
         return activation
-    found = (
-        _REGISTRY.get(activation) if isinstance(activation, str) else _BY_FUNCTION.get(activation)
-    )
+    found = None
+    if isinstance(activation, str):
+        found = _REGISTRY.get(activation)
+    elif callable(activation):
+        found = _BY_FUNCTION.get(activation)
+        if found is None and isinstance(getattr(activation, "activation", None), Activation):
+            found = activation.activation  # a module such as lipjax.nn.MaxMin
     if found is None:
         raise ValueError(
             f"activation is {activation!r}, about whose slopes nothing is known; it must be one of "
@@ -166,7 +175,7 @@ def slope_restricted(activation) -> Callable[[Array], Array]:
             "layers."
         )
     if high > 1:
-        return lambda x: known.fn(x) / high
+        return _divided(known, high)
     return known.fn
 
 
@@ -174,5 +183,11 @@ def one_lipschitz(activation) -> Callable[[Array], Array]:
     """The activation as it may stand between layers: divided by its Lipschitz constant if above 1."""
     known = resolve(activation)
     if known.lipschitz > 1:
-        return lambda x: known.fn(x) / known.lipschitz
+        return _divided(known, known.lipschitz)
     return known.fn
+
+
+@functools.cache
+def _divided(known: Activation, by: float):
+    """One function per activation, so that modules that hold it compare equal."""
+    return lambda x: known.fn(x) / by

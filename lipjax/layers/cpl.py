@@ -50,15 +50,16 @@ def init_conv(key: Array, channels: int, hidden: int, *, kernel_size=3, dims: in
     return _init(key, (*_initializers.window(kernel_size, dims), channels, hidden))
 
 
-def constrain_dense(params: Params, *, num_iters: int = 6) -> Residual:
+def constrain_dense(params: Params, *, num_iters: int = 6, gradient: str = "norm") -> Residual:
     """The weights of the layer, with the norm bounded by `num_iters` Gram products.
 
     Guarantee: `2 / step` is at least the squared norm of the kernel in exact arithmetic for the
-    returned floats. A zero kernel has step 0. NaN in gives NaN out. The gradient (first
-    order) is that of the norm itself, which costs no further product.
+    returned floats. A zero kernel has step 0. NaN in gives NaN out. The gradient is that
+    of the norm itself, which costs no further product and has no second derivative (asking for one
+    is an error); `gradient="bound"` has, as in `gram_iteration`.
     """
     scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
-    norm = gram_iteration(params.kernel / scale, num_iters=num_iters, gradient="norm")
+    norm = gram_iteration(params.kernel / scale, num_iters=num_iters, gradient=gradient)
     return _constrain(params, norm, scale)
 
 
@@ -68,6 +69,7 @@ def constrain_conv(
     padding: str = "any",
     input_size: int | Sequence[int] | None = None,
     num_iters: int = 4,
+    gradient: str = "norm",
 ) -> Residual:
     """As `constrain_dense`, with the norm of the convolution.
 
@@ -80,7 +82,7 @@ def constrain_conv(
         padding=padding,
         input_size=input_size,
         num_iters=num_iters,
-        gradient="norm",
+        gradient=gradient,
     )
     return _constrain(params, norm, scale)
 

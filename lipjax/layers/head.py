@@ -31,11 +31,11 @@ class Params(NamedTuple):
     bias: Array
 
 
-def init_dense(key: Array, features: int, num_classes: int) -> Params:
-    """Uniform kernel and bias in `+-1 / sqrt(features)`."""
-    _checks.integer(1, features=features, num_classes=num_classes)
+def init_dense(key: Array, in_features: int, num_classes: int) -> Params:
+    """Uniform kernel and bias in `+-1 / sqrt(in_features)`."""
+    _checks.integer(1, in_features=in_features, num_classes=num_classes)
     kernel_key, bias_key = jax.random.split(key)
-    shape = (features, num_classes)
+    shape = (in_features, num_classes)
     return Params(
         kernel=_initializers.uniform_kernel(kernel_key, shape),
         bias=_initializers.uniform_bias(bias_key, shape),
@@ -57,7 +57,7 @@ def apply_dense(weights: Params, x: Array) -> Array:
     >>> apply_dense(weights, jnp.ones(4)).shape
     (3,)
     """
-    return forms.linear_dense(weights, x)
+    return forms.affine(weights, x)
 
 
 def freeze_dense(params: Params) -> Params:

@@ -74,6 +74,8 @@ def residual(skip: Array, outer: Array, inner: Array, multiplier: Array) -> Arra
 
 def of_dense(weights: Residual) -> Matrices:
     """The matrices of a dense residual layer (SLL, CPL)."""
+    _checks_residual(weights)
+    _checks.ranked(2, "[n, m]; use of_conv for a convolution", kernel=weights.kernel)
     n, _ = weights.kernel.shape
     return _identity_skip(n, weights.kernel, weights.step)
 
@@ -85,6 +87,8 @@ def of_conv(
 
     Only for small images: the inner matrix has `points * c_in` rows and `points * m` columns.
     """
+    _checks_residual(weights)
+    _checks.ranked((3, 4, 5), "[*window, n, m]; use of_dense for a matrix", kernel=weights.kernel)
     dims = weights.kernel.ndim - 2
     size = (input_size,) * dims if isinstance(input_size, int) else tuple(input_size)
     c_in, m = weights.kernel.shape[-2:]
@@ -94,6 +98,14 @@ def of_conv(
     basis = jnp.eye(points * c_in, dtype=weights.kernel.dtype).reshape(-1, *size, c_in)
     inner = convolve(basis, weights.kernel, padding=padding).reshape(points * c_in, points * m)
     return _identity_skip(points * c_in, inner, jnp.tile(weights.step, points))
+
+
+def _checks_residual(weights):
+    if not isinstance(weights, Residual):
+        raise ValueError(
+            f"weights is a {type(weights).__name__}; it must be the Residual that constrain or freeze "
+            "of SLL and CPL returns. Other layers: residual(skip, outer, inner, multiplier)."
+        )
 
 
 def _identity_skip(n, inner, step):

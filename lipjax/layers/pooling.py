@@ -6,7 +6,7 @@ All take `float[..., height, width, channels]`.
 import jax.numpy as jnp
 
 from lipjax import _checks
-from lipjax._numerics import safe_sqrt
+from lipjax._numerics import safe_norm
 from lipjax.typing import Array
 
 
@@ -32,7 +32,7 @@ def average_pool(x: Array, window: int) -> Array:
 
 def l2_pool(x: Array, window: int) -> Array:
     """Euclidean norm over windows, with derivative 0 where a window is 0; 1-Lipschitz."""
-    return safe_sqrt(jnp.square(_blocks(x, window)).sum((-4, -2)))
+    return safe_norm(_blocks(x, window), axis=(-4, -2))
 
 
 def max_pool(x: Array, window: int) -> Array:
@@ -53,7 +53,8 @@ def space_to_depth(x: Array, window: int) -> Array:
     """
     blocks = _blocks(x, window)
     moved = jnp.moveaxis(blocks, -4, -3)
-    return moved.reshape(*moved.shape[:-3], -1)
+    moved = moved.reshape(*moved.shape[:-3], window, window * x.shape[-1])
+    return moved.reshape(*moved.shape[:-2], window**2 * x.shape[-1])
 
 
 def pad_channels(x: Array, channels: int) -> Array:
@@ -82,4 +83,6 @@ def _blocks(x, window):
         raise ValueError(
             f"window is {window}; it must divide the height and width of x, {height} x {width}."
         )
-    return x.reshape(*x.shape[:-3], height // window, window, width // window, window, x.shape[-1])
+    # One axis at a time: a reshape that splits two is refused for sharded batches.
+    x = x.reshape(*x.shape[:-3], height // window, window, width, x.shape[-1])
+    return x.reshape(*x.shape[:-2], width // window, window, x.shape[-1])

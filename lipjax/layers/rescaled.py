@@ -12,11 +12,18 @@ import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 
 from lipjax import _checks
+from lipjax._numerics import safe_log
 from lipjax.layers import _initializers, forms
 from lipjax.layers.forms import Linear
-from lipjax.spectral.rescaling import conv_rescale, rescale
+from lipjax.spectral.rescaling import (
+    conv_dominating_diagonal,
+    conv_rescale,
+    dominating_diagonal,
+    rescale,
+)
 from lipjax.typing import Array, Bound
 
 
@@ -55,12 +62,12 @@ def constrain_dense(params: Params, *, num_iters: int = 3, tighten: bool = False
     Guarantee: the kernel returned has norm at most 1 in exact arithmetic. Zero columns stay zero,
     with finite gradients. NaN in gives NaN out.
     """
-    return _constrain(rescale, params, num_iters, tighten)
+    return _constrain(rescale, dominating_diagonal, params, num_iters, tighten)
 
 
 def constrain_conv(params: Params, *, num_iters: int = 2, tighten: bool = False) -> Linear:
     """As `constrain_dense`, for zero and circular padding, every stride and input size."""
-    return _constrain(conv_rescale, params, num_iters, tighten)
+    return _constrain(conv_rescale, conv_dominating_diagonal, params, num_iters, tighten)
 
 
 def apply_dense(weights: Linear, x: Array) -> Array:
@@ -94,7 +101,8 @@ def freeze_conv(params: Params, *, num_iters: int = 2, tighten: bool = False) ->
 def bound(weights: Linear) -> Bound:
     """Upper bound on the Lipschitz constant of the layer with these weights, proved in float64.
 
-    For convolutions it holds at every size and may be up to 1.01 where the constant is 1.
+    For convolutions it holds at every size; with weights `log_q` that differ and more than one
+    iteration it may be up to 1.01 where the constant is 1.
     """
     return forms.linear_bound(weights)
 
@@ -104,6 +112,12 @@ def _init(key, shape) -> Params:
     return Params(kernel, jnp.zeros(shape[-1]), jnp.zeros(min(shape[-2:])))
 
 
-def _constrain(rescaled, params, num_iters, tighten) -> Linear:
+def _constrain(rescaled, diagonal, params, num_iters, tighten) -> Linear:
     kernel = rescaled(params.kernel, num_iters=num_iters, log_q=params.log_q, tighten=tighten)
-    return Linear(kernel, params.bias, jnp.zeros_like(params.log_q))
+    narrow = params.kernel
+    if narrow.shape[-2] < narrow.shape[-1]:
+        narrow = jnp.swapaxes(narrow, -1, -2)
+    t = lax.stop_gradient(diagonal(narrow, num_iters=num_iters, log_q=params.log_q))
+    # The weights with which the row sums of the first power are 1, or what undoes the rescaling.
+    witness = safe_log(t) / 2 + (lax.stop_gradient(params.log_q) if num_iters == 1 else 0)
+    return Linear(kernel, params.bias, witness)

@@ -14,6 +14,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lipjax import _checks, nn
@@ -66,7 +67,7 @@ class ConvNetConfig:
         _checks.one_of(("sll", "cpl", "aol"), layer=self.layer)
         for name in ("image_shape", "mean", "std"):  # lists and single numbers are welcome
             value = getattr(self, name)
-            value = tuple(value) if isinstance(value, list | tuple) else (value,)
+            value = tuple(value) if isinstance(value, list | tuple | np.ndarray) else (value,)
             object.__setattr__(self, name, value)
         if self.activation is not None:
             if self.layer == "aol":
@@ -94,6 +95,10 @@ class ConvNetConfig:
                 f"conv_width is {self.conv_width}; it must be at least the "
                 f"{channels * self.patch**2} channels of the image after patching."
             )
+        if self.dense_width is not None:
+            _checks.integer(1, dense_width=self.dense_width)
+        for side in self.image_shape:
+            _checks.integer(1, image_shape=side)
         if self.dense_width is not None and self.dense_width < self.flat_features:
             raise ValueError(
                 f"dense_width is {self.dense_width}; it must be None or at least the "
@@ -105,6 +110,7 @@ class ConvNetConfig:
                     f"{name} is {getattr(self, name)}; it must have 1 or {channels} entries."
                 )
         _checks.positive(std=self.std)
+        _checks.within(1e-6, 1e6, std=self.std)
         if not all(math.isfinite(m) for m in self.mean):
             raise ValueError(f"mean is {self.mean}; its entries must be finite.")
 
@@ -174,6 +180,10 @@ class LipschitzConvNet(nnx.Module):
         if isinstance(config, str):
             _checks.one_of(tuple(SIZES), config=config)
             config = SIZES[config]
+        if not isinstance(config, ConvNetConfig):
+            raise ValueError(
+                f"config is {config!r}; it must be a ConvNetConfig or one of {list(SIZES)}."
+            )
         self.config = config
         self.conv = _trunk(config, rngs, dense=False)
         self.dense = _trunk(config, rngs, dense=True)

@@ -60,8 +60,8 @@ def constrain(module: nnx.Module) -> nnx.Module:
 def freeze(module: nnx.Module) -> nnx.Module:
     """A copy of a module with weights computed in float64 on the host: for evaluation.
 
-    Weights come out on the sound side of rounding, so that bounds are as close to 1 as float32
-    allows. Not for use under jit.
+    Steps and class vectors come out on the sound side of rounding, kernels rounded; `bound` proves
+    what the result has. Not for use under jit.
 
     Raises:
         ValueError: for a module that holds weights in place of parameters already.
@@ -117,11 +117,18 @@ class Stack(Constrained):
     ):
         _checks.integer(1, depth=depth)
         layers = [make(rngs) for _ in range(depth)]
+        if not isinstance(layers[0], Constrained):
+            raise ValueError(
+                f"make builds {type(layers[0]).__name__}; it must build a constrained layer of "
+                "lipjax.nn, such as SLLDense. Activations go into `between`."
+            )
         super().__init__(_stack([layer.free.get_value() for layer in layers]))
         self.layer = layers[0]
         self.layer.free = None
         self.depth = depth
-        self.between = None if between is None else activations.one_lipschitz(between)
+        if between is not None:
+            activations.one_lipschitz(between)
+        self.between = between
         self.unroll = unroll
 
     def constrain(self, params):
@@ -130,10 +137,17 @@ class Stack(Constrained):
 
     def apply(self, weights, x):
         """The layers in a row."""
+        between = None if self.between is None else activations.one_lipschitz(self.between)
 
         def step(x, weights):
-            x = self.layer.apply(weights, x)
-            return (x if self.between is None else self.between(x)), None
+            y = self.layer.apply(weights, x)
+            if y.shape != x.shape:
+                raise ValueError(
+                    f"make builds layers from shape {x.shape} to {y.shape}; in a Stack the shape "
+                    "stays. Call layers of different widths one after the other."
+                )
+            x = y
+            return (x if between is None else between(x)), None
 
         unroll = jax.default_backend() == "cpu" if self.unroll is None else self.unroll
         return jax.lax.scan(step, x, weights, unroll=self.depth if unroll else 1)[0]

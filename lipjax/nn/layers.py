@@ -108,13 +108,19 @@ class SLLConv(_ResidualConv):
 
 
 class CPLDense(_ResidualDense):
-    """Convex potential layer; arguments as `SLLDense`, guarantee in `lipjax.layers.cpl`."""
+    """Convex potential layer; arguments as `SLLDense`, guarantee in `lipjax.layers.cpl`.
+
+    The constraint has first derivatives only.
+    """
 
     module = cpl
 
 
 class CPLConv(_ResidualConv):
-    """Convex potential layer on images; arguments as `SLLConv`, guarantee in `lipjax.layers.cpl`."""
+    """Convex potential layer on images; arguments as `SLLConv`, guarantee in `lipjax.layers.cpl`.
+
+    The constraint has first derivatives only.
+    """
 
     module = cpl
 
@@ -301,6 +307,8 @@ class NormalizedHead(Constrained):
 
 class MaxMin(nnx.Module):
     """`lipjax.layers.activations.max_min` as a module."""
+
+    activation = activations.resolve("max_min")
 
     def __call__(self, x):
         return activations.max_min(x)

@@ -8,6 +8,7 @@ from lipjax.spectral.exact import spectral_norm as spectral_norm
 from lipjax.spectral.gram import Enclosure as Enclosure
 from lipjax.spectral.gram import enclosure as enclosure
 from lipjax.spectral.gram import gram_iteration as gram_iteration
+from lipjax.spectral.kernel import conv_kernel_bound as conv_kernel_bound
 from lipjax.spectral.network import NetworkBound as NetworkBound
 from lipjax.spectral.network import network_bound as network_bound
 from lipjax.spectral.network import penalty as penalty

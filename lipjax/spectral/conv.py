@@ -21,35 +21,20 @@ from it no faster than $\cos(d x)$, and has a grid point within $\pi / m$.
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from lipjax import _checks
-from lipjax._numerics import einsum, gamma, power_of_two, round_down, round_up, safe_norm
-from lipjax.spectral.gram import (
-    Enclosure,
-    _any_nonzero,
-    check_options,
-    mark_nonfinite,
-    scaled_bound,
-    scaled_enclosure,
-    scaled_enclosures,
-)
+from lipjax._numerics import as_device_array, power_of_two, round_down, round_up
+from lipjax.spectral._symbol import Options, Torus, largest
+from lipjax.spectral._torus import Geometry, checked, split_groups, spread, torus_problem
+from lipjax.spectral.gram import Enclosure, any_nonzero, check_options, mark_nonfinite, widened
 from lipjax.spectral.power import zero_padded_lower
 from lipjax.typing import Array
-
-PADDINGS = ("circular", "zero", "any")
-LEVELS = (2, 4, 6, 10, 16)
-"""Products per frequency that `num_iters="auto"` tries in turn where a frequency stays in doubt."""
-CPU_FLOATS, DEVICE_FLOATS = 2**20, 2**26
-"""Numbers that one chunk of frequencies holds at a time: what a cache holds, or 256 MiB."""
 
 
 def conv_gram_iteration(
@@ -115,9 +100,11 @@ def conv_gram_iteration(
     Reference: Delattre et al. (2023), https://arxiv.org/abs/2305.16173; for zero padding the
     embedding above replaces the bound of Delattre et al. (2024), https://arxiv.org/abs/2402.00240.
     """
-    kernel, geometry = _checked(kernel, padding, input_size, strides, dilation, groups)
+    kernel, lost = as_device_array(kernel)
+    kernel, geometry = checked(kernel, padding, input_size, strides, dilation, groups)
     options = _options(num_iters, tol, final, gradient, chunk)
-    return _conv_bound(kernel, geometry, options)[1]
+    bound = _conv_bound(kernel, geometry, options)[1]
+    return bound if isinstance(lost, float) else round_up(bound + spread(lost, kernel))
 
 
 def conv_enclosure(
@@ -154,7 +141,8 @@ def conv_enclosure(
     >>> bool(0.9999 < lower <= 1.0 <= upper < 1.0001)
     True
     """
-    kernel, geometry = _checked(kernel, padding, input_size, strides, dilation, groups)
+    kernel, lost = as_device_array(kernel)
+    kernel, geometry = checked(kernel, padding, input_size, strides, dilation, groups)
     options = _options(num_iters, tol, final, "norm", chunk)._replace(lower=True)
     lower, upper = _conv_bound(kernel, geometry, options)
     if padding not in ("circular", "any"):
@@ -164,7 +152,8 @@ def conv_enclosure(
         size = tuple(32 * s for s in geometry.strides)
         circular = geometry._replace(padding="circular", input_size=size)
         lower = _conv_bound(kernel, circular, options)[0]
-    return Enclosure(lower, upper)
+    bounds = Enclosure(lower, upper)
+    return bounds if isinstance(lost, float) else widened(bounds, spread(lost, kernel))
 
 
 def padding_norm(mode: str, pad: int | Sequence[int], input_size: int | Sequence[int]) -> float:
@@ -194,7 +183,7 @@ def padding_norm(mode: str, pad: int | Sequence[int], input_size: int | Sequence
     pads = (pad,) if isinstance(pad, int | np.integer) else tuple(pad)
     _checks.integer(0, **{f"pad[{axis}]": p for axis, p in enumerate(pads)})
     norm = 1.0
-    for p, n in zip(pads, per_axis(len(pads), input_size=input_size)):
+    for p, n in zip(pads, _checks.per_axis(len(pads), input_size=input_size)):
         if p and mode != "constant":
             # The columns of the operator are orthogonal: each output is a copy of one input.
             seen = np.bincount(np.pad(np.arange(n), p, mode=mode))
@@ -202,35 +191,8 @@ def padding_norm(mode: str, pad: int | Sequence[int], input_size: int | Sequence
     return norm
 
 
-class Geometry(NamedTuple):
-    """How a kernel is applied; a tuple has one entry per axis."""
-
-    padding: str | tuple[tuple[int, int], ...]
-    input_size: tuple[int, ...] | None
-    strides: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-
-class _Options(NamedTuple):
-    num_iters: int | str
-    tol: float
-    final: str
-    gradient: str
-    chunk: int | None
-    lower: bool = False  # whether a lower bound is wanted too
-
-
-class _Torus(NamedTuple):
-    """The static part of a problem on a torus."""
-
-    grid: tuple[int, ...]
-    window: tuple[int, ...]
-    options: _Options
-
-
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _conv_bound(kernel, geometry: Geometry, options: _Options):
+def _conv_bound(kernel, geometry: Geometry, options: Options):
     """Lower bound on the torus and upper bound."""
     grouped, grid, factor = torus_problem(
         split_groups(kernel, geometry.groups),
@@ -245,330 +207,18 @@ def _conv_bound(kernel, geometry: Geometry, options: _Options):
     if math.prod(window) == 1:  # the same matrix at every frequency
         grid = (1,) * len(window)
     taps = (grouped / scale).reshape(groups, -1, c_in, c_out)
-    found = _largest(taps, _Torus(grid, tuple(window), options))
+    found = largest(taps, Torus(grid, tuple(window), options))
     tiny = math.prod(kernel.shape) * float(jnp.finfo(kernel.dtype).tiny)
     upper = round_up(found.upper * scale) * factor
-    upper = round_up(upper) + jnp.where(_any_nonzero([kernel], axes), tiny, 0).astype(kernel.dtype)
+    upper = round_up(upper) + jnp.where(any_nonzero([kernel], axes), tiny, 0).astype(kernel.dtype)
     lower = jnp.maximum(round_down(found.lower * scale) - tiny, 0)
     lower = jnp.minimum(lower, float(jnp.finfo(kernel.dtype).max))
     return tuple(mark_nonfinite(b, [kernel], axes) for b in (lower, upper))
 
 
-def torus_problem(kernel, *, padding, input_size, strides, dilation):
-    """The stride-1, undilated convolution on a torus whose norm bounds the one asked for.
-
-    Args:
-        kernel: `[groups, *window, channels_in, channels_out]`.
-        padding, input_size, strides, dilation: as in `conv_gram_iteration`, one entry per axis.
-
-    Returns:
-        The kernel of that convolution, the points per axis of its torus, and the factor by which
-        its norm must be multiplied.
-    """
-    dims = len(strides)
-    window = kernel.shape[1:-2]
-    if padding == "any":
-        # The symbol without strides covers every subset of the outputs. (With them, a torus whose
-        # size the stride does not divide would not be covered.)
-        grid = tuple(1 if k == 1 else max(32, 16 * (k - 1)) for k in window)
-        factor = 1.0
-        for k, m in zip(window, grid):
-            factor /= math.cos(math.pi * (k - 1) / (2 * m))
-        return kernel, grid, factor
-    reach = tuple(d * (k - 1) + 1 for d, k in zip(dilation, window))
-    strided = any(s > 1 for s in strides)
-    if strided:  # subsampling mixes with dilation: write the zeros out, then fold
-        kernel = _space_to_depth(_dilate(kernel, dilation), strides)
-        dilation = (1,) * dims
-        window = kernel.shape[1:-2]
-    if input_size is None:
-        raise ValueError(
-            f"input_size is None; padding={padding!r} needs the points per axis, for example "
-            f"input_size=32. A bound for every size is padding='any'."
-        )
-    size = input_size
-    if padding == "circular":
-        for n, s in zip(size, strides):
-            if n % s:
-                raise ValueError(
-                    f"strides is {strides} and input_size is {size}; for circular padding the "
-                    f"stride must divide the size. Without strides the norm is at least as large: "
-                    "strides=1, or padding='any', which holds for every stride and size."
-                )
-        torus = tuple(n // s for n, s in zip(size, strides))
-        grid = tuple(n // math.gcd(n, d) for n, d in zip(torus, dilation))
-    else:
-        # Any torus of at least size + half a window; a multiple of the step, so that it divides.
-        step = strides if strided else dilation
-        pads = [k // 2 for k in reach] if padding == "zero" else [max(p) for p in padding]
-        grid = tuple(-(-(n + p) // s) for n, p, s in zip(size, pads, step))
-    return kernel, grid, 1.0
-
-
-def frequencies(grid: Sequence[int]) -> np.ndarray:
-    """`int[count, dims]`: one of each pair of opposite frequencies of a torus.
-
-    A real kernel has the same singular values at opposite frequencies.
-
-    >>> len(frequencies((32, 32)))
-    514
-    """
-    grid = np.asarray(grid)
-    points = np.stack(np.meshgrid(*[np.arange(m) for m in grid], indexing="ij"), -1)
-    points = points.reshape(-1, len(grid))
-    opposite = (-points) % grid
-    rank = np.ravel_multi_index(points.T, grid)
-    return points[rank <= np.ravel_multi_index(opposite.T, grid)]
-
-
-def fourier_matrix(points: np.ndarray, grid: Sequence[int], window: Sequence[int]):
-    """Real and imaginary parts of `exp(-i <omega_f, t>)`, `float64[count, taps]` each.
-
-    The phases are reduced in integers per axis, so that large frequencies lose no accuracy.
-    """
-    taps = np.array(list(itertools.product(*[range(k) for k in window])))
-    phase = np.zeros((len(points), len(taps)))
-    for axis, m in enumerate(grid):
-        phase += (points[:, axis, None] * taps[None, :, axis]) % m / m
-    return np.cos(2 * np.pi * phase), -np.sin(2 * np.pi * phase)
-
-
-class _Found(NamedTuple):
-    """Bounds on the largest `sigma_1(F(omega))` over a grid, and the frequency of the upper one."""
-
-    lower: Array
-    upper: Array
-    where: Array
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _largest(taps, torus: _Torus) -> _Found:
-    """For `taps [groups, number of taps, channels_in, channels_out]`."""
-    cos, sin = (jnp.asarray(e, taps.dtype) for e in _fourier(torus))
-    if torus.options.num_iters == "auto":
-        lower, upper, where = _search_adaptively(taps, cos, sin, torus.options)
-    else:
-        upper, where = _search(taps, cos, sin, torus.options)
-        wanted = torus.options.lower
-        lower = _at(taps, where, torus, enclose=True)[0] if wanted else jnp.zeros_like(upper)
-    error = _symbol_error(taps)
-    return _Found(jnp.maximum(round_down(lower - error), 0), round_up(upper + error), where)
-
-
-@_largest.defjvp
-def _largest_jvp(torus, primals, tangents):
-    """Only the frequency (and group) of the largest bound has a derivative."""
-    found = _largest(*primals, torus)
-    enclose = torus.options.gradient == "norm"
-    _, slope = jax.jvp(
-        lambda taps: _at(taps, lax.stop_gradient(found.where), torus, enclose=enclose)[1],
-        primals,
-        tangents,
-    )
-    nothing = np.zeros(found.where.shape, jax.dtypes.float0)
-    return found, _Found(slope, slope, nothing)
-
-
-def _at(taps, where, torus, *, enclose):
-    """`(lower, upper)` at one frequency, differentiable; without `enclose` `(None, upper)`."""
-    groups = taps.shape[0]
-    kernel = jnp.take(taps, where % groups, axis=0)
-    parts = (jnp.take(jnp.asarray(e, taps.dtype), where // groups, axis=0) for e in _fourier(torus))
-    re, im = (einsum("t,tio->io", e, kernel) for e in parts)
-    im = im if math.prod(torus.grid) > 1 else None  # the only frequency is real
-    options = torus.options
-    count = LEVELS[2] if options.num_iters == "auto" else options.num_iters
-    if enclose:
-        return scaled_enclosure(re, im, count, 0.0, options.final)
-    return None, scaled_bound(re, im, count, options.final)[0]
-
-
-@functools.lru_cache(maxsize=32)
-def _fourier(torus: _Torus):
-    """Real and imaginary parts of the Fourier matrix, `float64[frequencies, taps]` each."""
-    return fourier_matrix(frequencies(torus.grid), torus.grid, torus.window)
-
-
-def _search(taps, cos, sin, options):
-    """The largest bound over all frequencies and groups, and its place."""
-    groups, count = taps.shape[0], cos.shape[0]
-    chunk = _chunk(taps, count, options.chunk)
-
-    def bounds(cos_sin):
-        re, im = _symbol(taps, *cos_sin)
-        return scaled_bound(re, im, options.num_iters, options.final)[0]
-
-    if count == 1:  # one frequency, which is real
-        each = scaled_bound(taps.sum(1), None, options.num_iters, options.final)[0][None]
-    elif chunk == count:
-        each = bounds((cos, sin))
-    else:
-        each = lax.map(bounds, (_chunked(cos, chunk), _chunked(sin, chunk)))
-    each = each.reshape(-1)[: count * groups]
-    where = jnp.argmax(each)
-    return each[where], where
-
-
-def _search_adaptively(taps, cos, sin, options):
-    """`(lower, upper, where)`: few products everywhere, more where the largest value may be."""
-    groups, count = taps.shape[0], cos.shape[0]
-    if count == 1:
-        lower, upper = scaled_enclosure(taps.sum(1), None, "auto", options.tol, options.final)
-        where = jnp.argmax(upper)
-        return jnp.max(lower), upper[where], where
-    chunk = _chunk(taps, count, options.chunk)
-    levels = jnp.asarray(LEVELS, jnp.int32)
-    last = len(LEVELS) - 1
-
-    def enclosures(cos_sin, num_iters):
-        re, im = _symbol(taps, *cos_sin)
-        return scaled_enclosures(re, im, num_iters, options.final)  # [chunk, groups] each
-
-    everywhere = functools.partial(enclosures, num_iters=levels[0])
-    lower, upper = lax.map(everywhere, (_chunked(cos, chunk), _chunked(sin, chunk)))
-    lower, upper = (b.reshape(-1, groups)[:count] for b in (lower, upper))
-
-    def unfinished(state):
-        lower, upper, level = state
-        worst = upper.max(1)
-        top = jnp.argmax(worst)
-        return (worst[top] > (1 + options.tol) * lower) & (level[top] < last)
-
-    def refine(state):
-        lower, upper, level = state
-        worst = upper.max(1)
-        now = level[jnp.argmax(worst)]
-        _, chosen = lax.top_k(jnp.where(level == now, worst, -1), chunk)
-        active = level[chosen] == now
-        below, above = enclosures((cos[chosen], sin[chosen]), levels[now + 1])
-        lower = jnp.maximum(lower, jnp.max(jnp.where(active[:, None], below, 0)))
-        above = jnp.minimum(above, upper[chosen])
-        gained = worst[chosen] - above.max(1) > 0.05 * (worst[chosen] - lower)
-        upper = upper.at[chosen].set(jnp.where(active[:, None], above, upper[chosen]))
-        raised = jnp.where(gained | (now == 0), now + 1, last)
-        level = level.at[chosen].set(jnp.where(active, raised, level[chosen]))
-        return lower, upper, level
-
-    state = (jnp.max(lower), upper, jnp.zeros(count, jnp.int32))
-    lower, upper, _ = lax.while_loop(unfinished, refine, state)
-    where = jnp.argmax(upper)
-    return lower, upper.reshape(-1)[where], where
-
-
-def _symbol(taps, cos, sin):
-    """Real and imaginary parts of `F(omega)`, `float[frequencies, groups, ci, co]` each."""
-    return tuple(einsum("ft,gtio->fgio", e, taps) for e in (cos, sin))
-
-
-def _chunked(rows, chunk):
-    """`[n, ...]` to `[ceil(n / chunk), chunk, ...]`, the last row repeated."""
-    pad = -rows.shape[0] % chunk
-    rows = jnp.pad(rows, ((0, pad), (0, 0)), mode="edge")
-    return rows.reshape(-1, chunk, rows.shape[1])
-
-
-def _chunk(taps, count, chunk) -> int:
-    """Frequencies at a time: at most `chunk`, spread evenly."""
-    if chunk is None:
-        groups, _, c_in, c_out = taps.shape
-        floats = CPU_FLOATS if jax.default_backend() == "cpu" else DEVICE_FLOATS
-        chunk = max(1, floats // (groups * (2 * c_in * c_out + 3 * min(c_in, c_out) ** 2)))
-    return -(-count // -(-count // chunk))
-
-
-def _symbol_error(taps):
-    """Bound on `|F_computed - F|_F` for every frequency and group.
-
-    Sums of `num_taps` products with Fourier entries that are themselves off by at most 30 u (the
-    phases are summed in float64, which matters for float64 kernels alone).
-    """
-    _, num_taps, c_in, c_out = taps.shape
-    sums = jnp.sum(jnp.abs(taps), axis=1)
-    size = round_up(safe_norm(sums, axis=(-2, -1)), num_taps + c_in * c_out + 8)
-    error = round_up(math.sqrt(2) * gamma(num_taps + 60, taps.dtype) * jnp.max(size), 8)
-    return lax.stop_gradient(error)
-
-
-def _checked(kernel, padding, input_size, strides, dilation, groups):
-    kernel = jnp.asarray(kernel)
-    dims = check_kernel(kernel)
-    if isinstance(padding, str):
-        _checks.one_of(PADDINGS, padding=padding)
-    else:
-        padding = _pairs(padding, dims)
-    _checks.integer(1, groups=groups)
-    if input_size is not None:
-        input_size = per_axis(dims, input_size=input_size)
-    return kernel, Geometry(
-        padding,
-        input_size,
-        per_axis(dims, strides=strides),
-        per_axis(dims, dilation=dilation),
-        groups,
-    )
-
-
-def _pairs(padding, dims) -> tuple[tuple[int, int], ...]:
-    pairs = np.asarray(padding)
-    if pairs.shape != (dims, 2) or not np.issubdtype(pairs.dtype, np.integer) or pairs.min() < 0:
-        raise ValueError(
-            f"padding is {padding!r}; it must be one of {list(PADDINGS)} or {dims} pairs "
-            "(low, high) of integers of at least 0."
-        )
-    return tuple((int(low), int(high)) for low, high in pairs)
-
-
-def _options(num_iters, tol, final, gradient, chunk) -> _Options:
+def _options(num_iters, tol, final, gradient, chunk) -> Options:
     check_options(num_iters, tol, final, gradient)
     if chunk is not None:
         _checks.integer(1, chunk=chunk)
     gradient = gradient or ("norm" if num_iters == "auto" else "bound")
-    return _Options(num_iters, float(tol), final, gradient, chunk)
-
-
-def check_kernel(kernel) -> int:
-    """The number of window axes of a kernel, after checking its rank and dtype."""
-    _checks.ranked((3, 4, 5), "[*window, channels_in, channels_out]", kernel=kernel)
-    _checks.nonempty(kernel=kernel)
-    _checks.real_floating(kernel=kernel)
-    return kernel.ndim - 2
-
-
-def split_groups(kernel, groups: int):
-    """`[*window, ci, co]` to `[groups, *window, ci, co / groups]`."""
-    c_out = kernel.shape[-1]
-    if c_out % groups:
-        raise ValueError(f"groups is {groups}; it must divide the {c_out} output channels.")
-    kernel = kernel.reshape(*kernel.shape[:-1], groups, c_out // groups)
-    return jnp.moveaxis(kernel, -2, 0)
-
-
-def per_axis(dims: int, **named) -> tuple[int, ...]:
-    """One positive integer per spatial axis, from an integer or a sequence of them."""
-    ((name, value),) = named.items()
-    values = (value,) * dims if isinstance(value, int | np.integer) else tuple(value)
-    if len(values) != dims:
-        raise ValueError(f"{name} is {value!r}; it must be an integer or have {dims} entries.")
-    for entry in values:
-        if isinstance(entry, bool) or not isinstance(entry, int | np.integer) or entry < 1:
-            raise ValueError(f"{name} is {value!r}; its entries must be integers of at least 1.")
-    return tuple(int(entry) for entry in values)
-
-
-def _dilate(kernel, dilation):
-    pads = [(0, 0, 0), *((0, 0, d - 1) for d in dilation), (0, 0, 0), (0, 0, 0)]
-    return lax.pad(kernel, jnp.zeros((), kernel.dtype), pads)
-
-
-def _space_to_depth(kernel, strides):
-    """A strided convolution is a plain one on blocks: tap `s u + a` becomes tap u, channel a."""
-    groups, *window, c_in, c_out = kernel.shape
-    pads = [(0, 0), *((0, -k % s) for k, s in zip(window, strides)), (0, 0), (0, 0)]
-    kernel = jnp.pad(kernel, pads)
-    folded = [-(-k // s) for k, s in zip(window, strides)]
-    shape = [groups, *itertools.chain(*zip(folded, strides)), c_in, c_out]
-    dims = len(strides)
-    outer = [1 + 2 * i for i in range(dims)]
-    inner = [2 + 2 * i for i in range(dims)]
-    kernel = kernel.reshape(shape).transpose(0, *outer, *inner, 2 * dims + 1, 2 * dims + 2)
-    return kernel.reshape(groups, *folded, math.prod(strides) * c_in, c_out)
+    return Options(num_iters, float(tol), final, gradient, chunk)

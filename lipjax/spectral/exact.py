@@ -8,14 +8,8 @@ from jax import lax
 
 from lipjax import _checks
 from lipjax._numerics import HIGHEST, einsum
-from lipjax.spectral.conv import (
-    check_kernel,
-    fourier_matrix,
-    frequencies,
-    per_axis,
-    split_groups,
-    torus_problem,
-)
+from lipjax.spectral._symbol import fourier_matrix, frequencies
+from lipjax.spectral._torus import check_kernel, split_groups, torus_problem
 from lipjax.typing import Array
 
 LARGEST_MATRIX = 2**27
@@ -76,8 +70,8 @@ def conv_spectral_norm(
     kernel = jnp.asarray(kernel)
     dims = check_kernel(kernel)
     _checks.one_of(("circular", "zero"), padding=padding)
-    size = per_axis(dims, input_size=input_size)
-    strides = per_axis(dims, strides=strides)
+    size = _checks.per_axis(dims, input_size=input_size)
+    strides = _checks.per_axis(dims, strides=strides)
     if padding == "zero":
         return spectral_norm(_matrix_of_zero_padded(kernel, size, strides))
     grouped, grid, _ = torus_problem(

@@ -13,12 +13,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax import _checks
-from lipjax._numerics import HIGHEST, einsum, gamma, power_of_two, round_down, round_up, safe_norm
-from lipjax.spectral.gram import checked_matrix, mark_nonfinite, scaled_rayleigh, unit_vector
+from lipjax._numerics import (
+    HIGHEST,
+    as_device_array,
+    einsum,
+    gamma,
+    power_of_two,
+    round_down,
+    round_up,
+    safe_norm,
+)
+from lipjax.spectral._finals import unit_vector
+from lipjax.spectral._iteration import scaled_rayleigh
+from lipjax.spectral.gram import Enclosure, checked_matrix, mark_nonfinite, widened
 from lipjax.typing import Array
 
 
-@functools.partial(jax.jit, static_argnames="num_iters")
 def power_iteration(key: Array, matrix: Array, *, num_iters: int = 20) -> Array:
     """Lower bound on the spectral norm by power iteration from a random start.
 
@@ -43,7 +53,13 @@ def power_iteration(key: Array, matrix: Array, *, num_iters: int = 20) -> Array:
     True
     """
     _checks.integer(1, num_iters=num_iters)
-    re, im = checked_matrix(matrix)
+    matrix, lost = as_device_array(matrix, axis=(-2, -1))
+    lower = _power_iteration(key, *checked_matrix(matrix), num_iters)
+    return widened(Enclosure(lower, lower), lost).lower
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _power_iteration(key, re, im, num_iters):
     parts = [re] if im is None else [re, im]
     outer = power_of_two(
         functools.reduce(jnp.maximum, (jnp.max(jnp.abs(p), (-2, -1)) for p in parts))

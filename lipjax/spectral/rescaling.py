@@ -37,8 +37,11 @@ from lipjax._numerics import (
     safe_sqrt,
     unit_roundoff,
 )
-from lipjax.spectral.conv import check_kernel, conv_gram_iteration
-from lipjax.spectral.gram import contract, gram_iteration, sum_length
+from lipjax.spectral._power_kernel import power_kernel
+from lipjax.spectral._products import contract, sum_length
+from lipjax.spectral._torus import check_kernel
+from lipjax.spectral.conv import conv_gram_iteration
+from lipjax.spectral.gram import gram_iteration
 from lipjax.typing import Array
 
 LARGEST_LOG_Q = 8.0
@@ -74,7 +77,8 @@ def rescale(
         ValueError: for a wrong rank, an empty axis, a dtype other than float32 and float64, or
             `log_q` of the wrong length.
 
-    Gradients: reverse mode, any order; forward mode from `num_iters=2` on.
+    Gradients: reverse mode, any order; forward mode from `num_iters=2` on. With `tighten` the first
+    order only: the second is an error.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -195,7 +199,7 @@ def dominating_diagonal(matrix: Array, *, num_iters: int = 1, log_q: Array | Non
         powers = powers.square(lambda g: matmul(g, g), lambda g: _frobenius(g, (-2, -1)), 0)
     symmetric = (powers.value + _transpose(powers.value)) / 2
     row_sums = einsum("...ij,...j->...i", safe_abs(symmetric), weights)
-    return powers.unwind(row_sums, weights, rows * cols, alive) * unscale * unscale
+    return powers.unwind(row_sums, cols, weights, rows * cols, alive) * unscale * unscale
 
 
 @functools.partial(jax.jit, static_argnames="num_iters")
@@ -234,14 +238,37 @@ def conv_dominating_diagonal(
         spread = einsum("nm,n->m", size, einsum("nm,m->n", size, weights))
         error = 2 * gamma(length, kernel.dtype) * spread
         return _add_error(row_sums, error, weights, taps * kernel.size, alive) * scale * scale
-    norm = _tap_norm(kernel)
-    powers = _Powers(autocorrelation(kernel), gamma(length, kernel.dtype) * jnp.square(norm) * 2)
-    for _ in range(num_iters - 1):
-        powers = powers.square(autocorrelation, _tap_norm, len(window))
-    lags = tuple(range(len(window)))
-    symmetric = (powers.value + _transpose(jnp.flip(powers.value, lags))) / 2
-    t = powers.unwind(_abs_sums(symmetric, weights), weights, taps * kernel.size, alive)
+    if _by_frequencies_is_cheaper(tuple(window), rows, cols, num_iters):
+        half, error, scales = power_kernel(kernel, num_iters)
+        half = safe_abs(half).sum(0)
+        sums = einsum("ij,j->i", half + _transpose(half), weights)
+        powers = _Powers(half, error, scales)
+        lags = math.prod((k - 1) * 2**num_iters + 1 for k in window)
+    else:
+        norm = _tap_norm(kernel)
+        error = gamma(length, kernel.dtype) * jnp.square(norm) * 2
+        powers = _Powers(autocorrelation(kernel), error)
+        for _ in range(num_iters - 1):
+            powers = powers.square(autocorrelation, _tap_norm, len(window))
+        axes = tuple(range(len(window)))
+        symmetric = (powers.value + _transpose(jnp.flip(powers.value, axes))) / 2
+        sums = _abs_sums(symmetric, weights)
+        lags = math.prod(powers.value.shape[:-2])
+    t = powers.unwind(sums, lags + cols, weights, taps * kernel.size, alive)
     return t * scale * scale
+
+
+def _by_frequencies_is_cheaper(window, rows, cols, num_iters) -> bool:
+    """Compares the floating-point operations of the two ways to the power kernel."""
+    direct, inner = 0, rows
+    for step in range(num_iters):
+        widths = [(k - 1) * 2**step + 1 for k in window]
+        lags = math.prod(2 * k - 1 for k in widths)
+        direct += 2 * math.prod(widths) ** 2 * cols**2 * (inner + lags)
+        inner = cols
+    points = math.prod((k - 1) * 2**num_iters + 1 for k in window) // 2 + 1
+    products = 4 * rows + 4 * (num_iters - 1) * cols
+    return points * cols**2 * (products + 4 * points) < direct
 
 
 def autocorrelation(kernel: Array) -> Array:
@@ -329,9 +356,10 @@ class _Powers:
         error = round_up(2 * norm * error + jnp.square(error) + rounding, 8)
         return _Powers(square(value), error, (*self.scales, scale))
 
-    def unwind(self, row_sums, weights, underflows, alive):
-        """`t` from the weighted row sums of `|G^p|`, through as many square roots."""
-        spread = self.error[..., None] * weights
+    def unwind(self, row_sums, terms, weights, underflows, alive):
+        """`t` from the weighted row sums of `|G^p|`, of that many terms, by square roots."""
+        rounding = gamma(terms + 8, weights.dtype) * lax.stop_gradient(row_sums)
+        spread = self.error[..., None] * weights + 2 * rounding
         t = _add_error(row_sums, spread, weights, underflows, alive)
         for scale in reversed(self.scales):
             t = round_up(safe_sqrt(t) * scale[..., None], 3)

@@ -1,9 +1,9 @@
 """Checkpoints that a killed run resumes from, bit for bit; Orbax does the writing.
 
 A checkpoint is a directory named after its step. It holds every leaf of the state under the name
-of its path, a description of all leaves, the configuration of the run, and what else the loop wants
-back. Orbax writes in the background and marks a checkpoint as complete at the very end, so that a
-kill at any moment leaves the previous one as the latest. Nothing is pickled.
+of its path, a description and a checksum of each, the configuration of the run, and what else the
+loop wants back. Orbax writes in the background and marks a checkpoint as complete at the very end,
+so that a kill at any moment leaves the previous one as the latest. Nothing is pickled.
 """
 
 import json
@@ -12,10 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax import lax
 
 from lipjax import _checks
 from lipjax.training import _trees
+
+_CHECKSUMS = "checksums"
 
 
 class Restored(NamedTuple):
@@ -71,6 +75,11 @@ class Checkpoints:
         """The step of the latest complete checkpoint, or None."""
         return self._manager.latest_step()
 
+    @property
+    def config(self) -> dict | None:
+        """What defines the run: as given, or as the latest checkpoint has it."""
+        return self._config
+
     def save(self, step: int, state, meta: dict | None = None, *, force: bool = False) -> bool:
         """Saves the state if `step` is a multiple of `every`, or if `force`.
 
@@ -94,10 +103,11 @@ class Checkpoints:
             "leaves": _describe(state),
             "meta": _as_json(meta=meta or {}),
         }
+        stored = jax.tree.map(jnp.copy, _arrays(state))
         return self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(jax.tree.map(jnp.copy, _arrays(state))),
+                state=ocp.args.PyTreeSave(stored | {_CHECKSUMS: _checksums(stored)}),
                 about=ocp.args.JsonSave(about),
             ),
             force=True,
@@ -123,12 +133,18 @@ class Checkpoints:
         stored = {k: v for k, v in about["leaves"].items() if _is_under(part, k)}
         _compare(self._directory / str(step), stored, _describe(like, part))
         target = {name: _abstract(leaf) for name, leaf in _arrays(like, part).items()}
+        names = _stored_names(about["leaves"])
+        target[_CHECKSUMS] = jax.ShapeDtypeStruct((len(names),), jnp.uint32)
         arguments = ocp.args.PyTreeRestore(
             target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             partial_restore=True,
         )
         arrays = self._read(step, state=arguments).state
+        wanted = dict(zip(names, np.asarray(arrays.pop(_CHECKSUMS))))
+        for name, found in zip(arrays, np.asarray(_checksums(arrays))):
+            if found != wanted[name]:
+                raise ValueError(self._damaged(step, f"the numbers at {name} have changed"))
         return Restored(_rebuild(like, arrays, part), about["meta"])
 
     def wait(self) -> None:
@@ -153,10 +169,13 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises whatever its storage raises
-            raise ValueError(
-                f"The checkpoint {str(self._directory / str(step))!r} is damaged "
-                f"({type(error).__name__}). Remove that directory to go on from the one before."
-            ) from error
+            raise ValueError(self._damaged(step, type(error).__name__)) from error
+
+    def _damaged(self, step, why) -> str:
+        others = [s for s in self._manager.all_steps() if s != step]
+        then = f"go on from step {max(others)}" if others else "start again, no other one is left"
+        path = str(self._directory / str(step))
+        return f"The checkpoint {path!r} is damaged ({why}). Remove that directory to {then}."
 
     def _refuse_other_config(self) -> None:
         ours, theirs = self._config, None
@@ -182,6 +201,29 @@ def _arrays(state, part="") -> dict:
         (name, jax.random.key_data(leaf) if _trees.is_key(leaf) else leaf) for name, leaf in leaves
     ]
     return {name: jnp.asarray(leaf) for name, leaf in plain if jnp.size(leaf)}
+
+
+def _stored_names(leaves: dict) -> list:
+    """The leaves that `_arrays` keeps, sorted: a type such as float32[0,3] holds nothing."""
+    return sorted(
+        n for n, kind in leaves.items() if "0" not in kind.partition("[")[2][:-1].split(",")
+    )
+
+
+@jax.jit
+def _checksums(arrays: dict):
+    """`uint32[leaves]`, in the order of the sorted names: any change of one bit changes its own."""
+    return jnp.stack([_checksum(arrays[name]) for name in sorted(arrays)])
+
+
+def _checksum(array):
+    if array.dtype == bool:
+        array = array.astype(jnp.uint8)
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    bits = lax.bitcast_convert_type(array, word)
+    words = bits.reshape(-1).astype(jnp.uint32)
+    odd = 2 * lax.iota(jnp.uint32, words.size) + 1  # an odd factor keeps every bit apart
+    return jnp.sum(words * odd, dtype=jnp.uint32)
 
 
 def _named(state, part="") -> list:

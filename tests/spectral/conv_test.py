@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lipjax.spectral import conv_gram_iteration, conv_spectral_norm
-from lipjax.spectral.conv import fourier_matrix, frequencies
+from lipjax.spectral._symbol import fourier_matrix, frequencies
 from lipjax.spectral.gram import gram_bound
 from tests import oracles
 

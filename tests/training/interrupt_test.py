@@ -30,6 +30,14 @@ def test_a_second_interrupt_is_obeyed():
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture(autouse=True)
+def interrupts_raise():
+    """As at a terminal: a process that a shell starts in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_only_the_named_signals_are_watched():
     with watch_signals(signal.SIGUSR1) as watch:
         with pytest.raises(KeyboardInterrupt):
