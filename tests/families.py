@@ -15,6 +15,7 @@ from lipjax import margin
 from lipjax.layers import aol, cpl, lmi, rescaled, sll
 from lipjax.spectral import (
     conv_gram_iteration,
+    conv_kernel_bound,
     conv_rescale,
     gram_iteration,
     network_bound,
@@ -183,6 +184,7 @@ class UpperBound:
         shape: Shape of one array.
         factor: For Gaussian arrays `fn` is at most this times the truth.
         broken: A wrong version that must be caught below the truth.
+        orders: How many times it can be differentiated; the next time is an error.
     """
 
     name: str
@@ -191,6 +193,7 @@ class UpperBound:
     shape: tuple[int, ...]
     factor: float
     broken: Callable
+    orders: int = 2
 
 
 def _conv(padding, size, factor, **options):
@@ -233,6 +236,7 @@ BOUNDS = [
         (9, 12),
         1.002,
         _power_iteration,
+        orders=1,
     ),
     UpperBound(
         "network_bound",
@@ -241,6 +245,15 @@ BOUNDS = [
         (12, 9),
         1.01,
         lambda w: 2 * _power_iteration(w),
+        orders=1,
+    ),
+    UpperBound(
+        "conv_kernel_bound",
+        conv_kernel_bound,
+        lambda k: oracles.norm(oracles.conv_matrix(k, 8, padding="circular")),
+        (3, 3, 2, 2),
+        1.4,
+        lambda k: jnp.linalg.norm(k.reshape(-1, k.shape[-1]), ord=2),
     ),
     _conv("circular", 6, 1.01),
     _conv("zero", 6, 1.2),
@@ -262,6 +275,7 @@ class Contraction:
     shape: tuple[int, ...]
     factor: float
     broken: Callable
+    orders: int = 2
 
 
 def _conv_norm(kernel):
@@ -292,6 +306,7 @@ CONTRACTIONS = [
         (12, 9),
         1.01,
         lambda w: w / _power_iteration(w),
+        orders=1,
     ),
     Contraction(
         "conv_rescale_tightened",
@@ -300,6 +315,7 @@ CONTRACTIONS = [
         (3, 3, 2, 3),
         1.1,
         lambda k: k / jnp.linalg.norm(k.reshape(-1, k.shape[-1]), ord=2),
+        orders=1,
     ),
     Contraction(
         "conv_rescale",

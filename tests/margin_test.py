@@ -250,3 +250,46 @@ def test_infinite_only_where_nothing_can_change_the_prediction():
     for logits, lipschitz in (([100.0, 0.0], 1e-37), ([3e38, -3e38], 1e-3)):
         assert np.isfinite(margin.radius(jnp.asarray(logits), 0, lipschitz=lipschitz))
     assert np.isposinf(margin.radius(jnp.asarray([1.0, 0.0]), 0, lipschitz=0.0))
+
+
+@pytest.mark.parametrize(
+    "logits,head,truth",
+    [
+        ([10.0000005, 10.0], None, 5e-7 / np.sqrt(2)),
+        ([16777219.0, 16777216.0], None, 3 / np.sqrt(2)),
+        ([3.0, 1.0], [[1.0, 1 + 1e-9]], 2e9),
+    ],
+)
+def test_float64_input_is_counted(logits, head, truth):
+    """Negative control: rounded to float32 first, each of these radii is too large."""
+    head = None if head is None else np.array(head)
+    assert float(margin.radius(np.array(logits), 0, lipschitz=1.0, head=head)) <= truth
+    first = jnp.array(logits, jnp.float32)
+    single = None if head is None else jnp.array(head, jnp.float32)
+    assert float(margin.radius(first, 0, lipschitz=1.0, head=single)) > truth
+
+
+def test_one_error_for_all_logits():
+    with pytest.raises(ValueError, match="logit_error"):
+        margin.radius(jnp.array([3.0, 1.0]), 0, lipschitz=1.0, logit_error=jnp.array([10.0, 0.0]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_head_without_a_finite_entry_proves_nothing(bad):
+    head = jnp.full((1, 2), bad)
+    assert float(margin.radius(jnp.array([3.0, 1.0]), 0, lipschitz=1.0, head=head)) == 0
+
+
+@pytest.mark.parametrize("constant", [1e-40, -1e-40])
+def test_a_subnormal_constant_under_jit_is_not_zero(constant):
+    traced = jax.jit(lambda f, c: margin.radius(f, 0, lipschitz=c))
+    assert np.isfinite(traced(jnp.array([2e-37, 0.0]), jnp.asarray(np.float32(constant))))
+    batch = jax.jit(jax.vmap(lambda f, c: margin.certify(f, lipschitz=c), (0, None)))
+    found = batch(jnp.array([[2e-37, 0.0]]), jnp.asarray(np.float32(constant)))
+    assert np.isfinite(found.radius).all()
+
+
+@pytest.mark.parametrize("constant", [None, "1", True, 1j, -1.0, np.nan])
+def test_a_constant_that_is_no_number_is_refused(constant):
+    with pytest.raises(ValueError, match="lipschitz"):
+        margin.radius(jnp.array([3.0, 1.0]), 0, lipschitz=constant)

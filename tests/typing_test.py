@@ -39,3 +39,12 @@ def test_is_a_pytree_with_a_static_kind():
 def test_unknown_kind_is_named():
     with pytest.raises(ValueError, match="kind is 'tight'"):
         Bound(1.0, "tight")
+
+
+def test_a_product_is_zero_only_with_a_zero_factor():
+    for tiny in (jnp.float32(1e-30), np.float32(1e-30), 1e-300):
+        assert float((Bound(tiny, "upper") * Bound(tiny, "upper")).value) > 0
+        assert float((Bound(0 * tiny, "upper") * Bound(tiny, "upper")).value) == 0
+    assert float((Bound(2, "upper") * Bound(3, "upper")).value) >= 6
+    with pytest.raises(ValueError, match="-2"):
+        Bound(-2.0, "upper") * Bound(3.0, "upper")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lipjax import _checks
-from lipjax._numerics import as_device_array, round_up, safe_sqrt
+from lipjax._numerics import as_device_array, power_of_two, round_up, safe_sqrt
 from lipjax.spectral._torus import check_kernel, split_groups, spread
 from lipjax.spectral.gram import any_nonzero, mark_nonfinite
 from lipjax.spectral.rescaling import conv_dominating_diagonal
@@ -59,8 +59,9 @@ def _kernel_bound(kernel, num_iters, groups):
     grouped = split_groups(kernel, groups)
     if grouped.shape[-2] < grouped.shape[-1]:
         grouped = jnp.swapaxes(grouped, -1, -2)
-    t = jax.vmap(functools.partial(conv_dominating_diagonal, num_iters=num_iters))(grouped)
-    bound = round_up(safe_sqrt(jnp.max(t)), 3)
+    scale = power_of_two(jnp.max(jnp.abs(kernel)))  # t is a square, which could underflow
+    t = jax.vmap(functools.partial(conv_dominating_diagonal, num_iters=num_iters))(grouped / scale)
+    bound = round_up(safe_sqrt(jnp.max(t)) * scale, 3)
     floor = kernel.size * float(jnp.finfo(kernel.dtype).tiny)
     axes = tuple(range(kernel.ndim))
     bound = bound + jnp.where(any_nonzero([kernel], axes), floor, 0).astype(kernel.dtype)

@@ -90,6 +90,7 @@ def test_fashion_mnist_through_the_same_path(tmp_path):
             "fashion_mnist",
             "epochs=1",
             "batch_size=512",
+            "model.patch=4",
             "model.conv_depth=1",
             "model.dense_depth=2",
             "model.dense_hidden=64",
@@ -98,6 +99,6 @@ def test_fashion_mnist_through_the_same_path(tmp_path):
             str(tmp_path / "run"),
         ]
     )
-    report = certify.main([str(run), "attack_images=2048", "attack_steps=4"])
+    report = certify.main([str(run), "attack_images=2048", "attack_steps=3"])
     assert report["rows"][0]["certified"] > 0.6
     assert report["certified_radii_broken_by_the_attack"] == 0

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lipjax.layers import pooling
 from tests import oracles
@@ -71,3 +72,21 @@ def test_batches():
 def test_bad_sizes_are_named(call, word):
     with pytest.raises(ValueError, match=word):
         call(jnp.ones(SHAPE))
+
+
+@pytest.mark.parametrize("name", ["average_pool", "l2_pool", "max_pool", "space_to_depth"])
+def test_works_on_a_batch_sharded_over_an_explicit_mesh(name):
+    x = np.random.default_rng(0).normal(size=(8, *SHAPE)).astype(np.float32)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+        y = jax.jit(EXACT[name])(sharded)
+        jax.jit(jax.grad(lambda x: jnp.square(EXACT[name](x)).sum()))(sharded)
+    assert y.sharding.spec[0] == "data"
+    np.testing.assert_allclose(y, EXACT[name](x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e25])
+def test_l2_pool_neither_overflows_nor_underflows(scale):
+    x = np.float32(scale) * np.ones((2, 2, 1), np.float32)
+    np.testing.assert_allclose(pooling.l2_pool(x, 2), 2 * scale, rtol=1e-6)

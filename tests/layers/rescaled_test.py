@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipjax.layers import aol, rescaled
+from lipjax.layers import aol, cpl, rescaled
 from lipjax.nn import RescaledConv, RescaledDense
+from lipjax.spectral import conv_gram_iteration
 from tests import oracles
 
 RNG = np.random.default_rng(0)
@@ -83,3 +84,40 @@ def test_modules_train_and_freeze(seeded_key):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
     dense = RescaledDense(3, 8, rngs=nnx.Rngs(0))
     assert dense(x).shape == (2, 6, 6, 8) and dense.bound().kind == "upper"
+
+
+@pytest.mark.parametrize("options", [dict(num_iters=1), {}, dict(num_iters=3), dict(tighten=True)])
+def test_bounds_of_deep_stacks_stay_at_one(options):
+    """Negative control: the grid for all sizes alone would give 1.0097 per layer."""
+    for make in (rescaled.constrain_conv, rescaled.freeze_conv):
+        kernel = np.abs(np.random.default_rng(0).normal(size=(3, 3, 4, 4))).astype(np.float32)
+        weights = make(
+            rescaled.Params(kernel, np.zeros(4, np.float32), np.zeros(4, np.float32)), **options
+        )
+        assert float(rescaled.bound(weights).value) <= 1 + 1e-5
+        grid = conv_gram_iteration(weights.kernel, padding="any", num_iters=8)
+        assert float(grid) <= 1.01
+    if options.get("num_iters") == 1:
+        assert float(grid) > 1.009
+
+
+@pytest.mark.parametrize("module", [rescaled, cpl])
+def test_second_derivatives_of_the_norm_are_refused_not_wrong(module):
+    weight = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    options = dict(tighten=True) if module is rescaled else {}
+
+    def value(kernel):
+        bias = jnp.zeros(3)
+        params = module.Params(kernel, bias, bias) if options else module.Params(kernel, bias)
+        weights = module.constrain_dense(params, **options)
+        return jnp.sum(weights.kernel if options else weights.step)
+
+    assert np.isfinite(jax.grad(value)(weight)).all()
+    with pytest.raises(ValueError, match="first derivatives only"):
+        jax.hessian(value)(weight)
+
+
+def test_parameters_are_not_taken_for_weights():
+    params = rescaled.init_dense(jax.random.key(0), 4, 3)
+    with pytest.raises(ValueError, match="constrain"):
+        rescaled.apply_dense(params, jnp.ones(4))

@@ -1,5 +1,6 @@
 """Checkpoints: everything comes back, nothing half-written does, and other runs are refused."""
 
+import functools
 import os
 import shutil
 import signal
@@ -238,4 +239,29 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tmp_path):
             checkpoints.restore_latest(state)
     shutil.rmtree(tmp_path / "2")
     with Checkpoints(tmp_path, every=1) as checkpoints:
+        assert_same(checkpoints.restore_latest(state).state, state)
+
+
+def test_a_changed_bit_is_noticed(tmp_path):
+    """Storage that returns other numbers than it was given: the checksum of the leaf differs."""
+    state = {"w": jax.random.normal(jax.random.key(0), (64,)), "n": jnp.arange(5, dtype=jnp.uint8)}
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        read = checkpoints._manager.restore
+
+        def restore(bit, *args, **kwargs):
+            found = read(*args, **kwargs)
+            if "state" in found.keys():
+                name = next(k for k in found.state if "w" in k)
+                bits = np.array(found.state[name]).view(np.uint32)
+                bits[17] ^= np.uint32(1 << bit)
+                found.state[name] = jnp.asarray(bits.view(np.float32))
+            return found
+
+        for bit in (0, 13, 31):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(checkpoints._manager, "restore", functools.partial(restore, bit))
+                with pytest.raises(ValueError, match=r"damaged.*'w'.*no other one is left"):
+                    checkpoints.restore_latest(state)
         assert_same(checkpoints.restore_latest(state).state, state)
