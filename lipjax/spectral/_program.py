@@ -154,6 +154,8 @@ class Walk:
                 consts = [Constant(c, jnp.shape(c)) for c in inner.consts]
                 return self.run(inner.jaxpr, consts, inputs)
             return self.run(inner, [], inputs)
+        if name == "scan":
+            return self.unrolled(eqn, inputs)
         if any(isinstance(i, Decision) for i in inputs):
             if name in LOGIC:
                 return [Decision(name)]
@@ -171,6 +173,41 @@ class Walk:
                 for i, v in zip(inputs, eqn.invars)
             ]
         return [self.rules[name](self, eqn, inputs)]
+
+    def unrolled(self, eqn, inputs):
+        """A loop of known length, one pass of its body after the other."""
+        body, length = eqn.params["jaxpr"], eqn.params["length"]
+        first, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+        fixed, carry, rows = (
+            inputs[:first],
+            inputs[first : first + carries],
+            inputs[first + carries :],
+        )
+        consts = [Constant(c, jnp.shape(c)) for c in body.consts]
+        steps = range(length)
+        results = {}
+        for i in reversed(steps) if eqn.params["reverse"] else steps:
+            now = [self.row(row, i) for row in rows]
+            out = self.run(body.jaxpr, consts, [*fixed, *carry, *now])
+            carry, results[i] = out[:carries], out[carries:]
+        columns = zip(*(results[i] for i in steps))
+        return [*carry, *(self.stacked(column) for column in columns)]
+
+    def row(self, value, i):
+        """One entry of the leading axis."""
+        if isinstance(value, Constant):
+            return Constant(value.full()[i], value.shape[1:])
+        return Value(self.flush(value)) if isinstance(value, Value) else value
+
+    def stacked(self, values):
+        """Values side by side: no more than their hypotenuse."""
+        if all(isinstance(v, Constant) for v in values):
+            array = jnp.stack([v.full() for v in values])
+            return Constant(array, array.shape)
+        if any(isinstance(v, Decision) for v in values):
+            return next(v for v in values if isinstance(v, Decision))
+        nodes = [self.flush(v) for v in values if isinstance(v, Value)]
+        return Value(self.record("hypot", *nodes))
 
     def copied(self, eqn, value, copies):
         """The value seen that many times; constants as they are."""

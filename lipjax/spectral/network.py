@@ -8,8 +8,11 @@ Linen, Haiku, Equinox and plain functions become the same operations.
 
 A multiplication of each channel by a constant, as batch normalization in evaluation is, is folded
 into the convolution or matrix before it, which is exact and smaller than the product of the norms.
-What cannot be bounded (a product of two values that both depend on the input, a loop, an unknown
-operation) is an error that names it; nothing is guessed.
+What cannot be bounded (a product of two values that both depend on the input, a loop of unknown
+length, an unknown operation) is an error that names it; nothing is guessed.
+
+A product of norms is loose for residual layers that are 1-Lipschitz by construction: models of
+`lipjax` know a better bound themselves, `model.bound()`.
 """
 
 import dataclasses

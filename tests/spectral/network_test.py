@@ -168,7 +168,7 @@ def test_an_activation_of_the_same_name_is_not_taken_for_it():
         (jnp.exp, "exp"),
         (jnp.sqrt, "sqrt"),
         (lambda x: x.astype(jnp.bfloat16), "bfloat16"),
-        (lambda x: lax.fori_loop(0, 2, lambda i, y: y / 2, x), "scan|while"),
+        (lambda x: lax.while_loop(lambda y: y.sum() > 1, lambda y: y / 2, x), "while"),
         (lambda x: lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x), "comparison"),
         (lambda x: (x, x), "returns 2 arrays"),
         (lambda x: jnp.argmax(x, -1).astype(jnp.float32), "comparison"),
@@ -180,6 +180,25 @@ def test_what_has_no_bound_is_refused_by_name(fn, word):
         network_bound(fn, jnp.ones((2, 2)))
     with pytest.raises(ValueError, match="x has 2 arrays"):
         network_bound(fn, (jnp.ones((2, 2)), jnp.ones((2, 2))))
+
+
+def test_loops_of_known_length_are_written_out():
+    weights = jnp.stack([jnp.diag(jnp.array([a, 1.0])) for a in (2.0, 3.0, 0.5)])
+
+    def forward(x, w):
+        return jax.nn.relu(x @ w), (x @ w).sum(), w.sum()
+
+    def chain(x, reverse=False):
+        step = lambda x, w: (forward(x, w)[0], forward(x, w)[1:])  # noqa: E731
+        return lax.scan(step, x, weights, reverse=reverse)
+
+    for reverse in (False, True):
+        last = network_bound(lambda x: chain(x, reverse)[0], jnp.ones(2))  # noqa: B023
+        np.testing.assert_allclose(last.value, 6.0, rtol=1e-3)
+    sums = network_bound(lambda x: chain(x)[1][0], jnp.ones(2)).value
+    np.testing.assert_allclose(sums, np.sqrt(2) * np.linalg.norm([2.0, 6.0, 6.0]), rtol=1e-3)
+    halved = network_bound(lambda x: lax.fori_loop(0, 3, lambda i, y: y / 2 + i, x), jnp.ones(2))
+    np.testing.assert_allclose(halved.value, 0.125, rtol=1e-5)
 
 
 class Block(nnx.Module):
