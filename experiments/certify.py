@@ -8,7 +8,6 @@ radii and at each image's own certified radius, prints a table and writes `certi
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import config as configs
-from experiments import setup
+from experiments import output, setup
 from lipjax import margin, nn, selfcheck
 from lipjax._numerics import on_host_float64
 from lipjax.attacks import pgd
@@ -126,9 +125,10 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None) -> dict
         from experiments import linear
 
         report["linear"] = linear.best_per_radius(data, (0.0, *config.radii))
-    print(table(report, bound))
-    write(run_dir / "certificates.json", json.dumps(report, allow_nan=False).encode())
-    plot(run_dir / "certified_accuracy.png", report, found)
+    print(output.table(report, bound))
+    output.write(run_dir / "certificates.json", json.dumps(report, allow_nan=False).encode())
+    correct = found.predictions == found.labels
+    output.plot(run_dir / "certified_accuracy.png", report, correct, found.radii)
     print(
         f"certificates  {run_dir}/certificates.json\nfigure        {run_dir}/certified_accuracy.png"
     )
@@ -224,99 +224,12 @@ def rows(config, found: Evaluation) -> list[dict]:
     ]
 
 
-def table(report: dict, bound) -> str:
-    """The report as text."""
-    part = report["attacked_images"] < report["num_images"]
-    lines = [
-        f"proved Lipschitz bound of the features  {bound.value:.7f} ({bound.kind})",
-        f"rounding of a logit: {report['logit_error']['value']:.1e}, twice the largest measured on "
-        f"{report['logit_error']['images']} images, taken off both logits of a margin",
-        f"{report['split']} images {report['num_images']}, abstentions {report['abstentions']}, "
-        f"attacked {report['attacked_images']}, certified radii broken by the attack "
-        f"{report['certified_radii_broken_by_the_attack']}",
-        *(f"note: {note}" for note in report["data_notes"]),
-        "",
-        "l2 radius     certified  "
-        + (
-            f"of the {report['attacked_images']} attacked: certified  attacked"
-            if part
-            else "attacked"
-        )
-        + ("  best linear" if "linear" in report else ""),
-    ]
-    for i, row in enumerate(report["rows"]):
-        line = f"{_name(row['radius']):<12} {row['certified']:9.1%}"
-        line += f"{row['certified_of_attacked']:33.1%}" if part else ""
-        line += f" {row['attacked']:9.1%}"
-        if "linear" in report:
-            line += f"{report['linear'][i]:12.1%}"
-        lines.append(line)
-    if "linear" in report:
-        lines.append("best linear: the best linear classifier for each row by itself, exact")
-    return "\n".join(lines)
-
-
-def plot(path: Path, report: dict, found: Evaluation) -> None:
-    """Certified and attacked accuracy against radius."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    correct = found.predictions == found.labels
-    usable = np.where(correct & np.isfinite(found.radii), found.radii, 0)
-    grid = np.linspace(0, max(1.2 * max(r["radius"] for r in report["rows"]), 0.1), 400)
-    figure, axes = pyplot.subplots(figsize=(6.4, 4))
-    curve = [np.mean(correct)] + [np.mean(usable > r) for r in grid[1:]]
-    axes.plot(grid, curve, color="C0", label="certified: no input can do worse")
-    attacked = [(r["radius"], r["attacked"]) for r in report["rows"]]
-    part = report["attacked_images"] < report["num_images"]
-    first = f" (first {report['attacked_images']} images)" if part else ""
-    axes.plot(*zip(*attacked), "o", color="C3", label=f"attacked by gradient descent{first}")
-    if part:
-        points = [(r["radius"], r["certified_of_attacked"]) for r in report["rows"]]
-        axes.plot(*zip(*points), "_", color="C0", ms=10, label=f"certified{first}")
-    axes.fill_between(grid, 0, curve, color="C0", alpha=0.12)
-    if "linear" in report:
-        points = [(row["radius"], best) for row, best in zip(report["rows"], report["linear"])]
-        axes.plot(*zip(*points), "x", color="0.5", label="best linear classifier per radius")
-    axes.set(
-        xlabel="l2 radius (pixels in [0, 1])",
-        ylabel="accuracy",
-        ylim=(0, 1),
-        xlim=(0, grid[-1]),
-        title=f"{report['config']['data']}: {report['config']['model']['layer'].upper()} network",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
-    figure.tight_layout()
-    part = path.with_suffix(".part.png")
-    figure.savefig(part, dpi=120)
-    pyplot.close(figure)
-    os.replace(part, path)
-
-
-def write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
 def _batches(array):
     """Parts of `BATCH` rows; the last is filled up with its last row."""
     for start in range(0, len(array), BATCH):
         part = array[start : start + BATCH]
         missing = BATCH - len(part)
         yield np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
-
-
-def _name(radius: float) -> str:
-    """36/255 rather than 0.1412."""
-    steps = radius * 255
-    if radius and abs(steps - round(steps)) < 1e-6 and radius != 1:
-        return f"{round(steps)}/255"
-    return f"{radius:g}" if radius else "0 (clean)"
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ def main(arguments=None) -> Path:
         return train(config, args.run_dir or Path("runs") / args.config, args.data_dir)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last checkpoint")
 
 
 def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:

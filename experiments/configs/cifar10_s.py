@@ -10,6 +10,7 @@ result:  epochs=1: 52.2 % clean, certified 40.6 % at 36/255, 30.8 % at 72/255, 2
 
 from experiments.config import RunConfig
 from lipjax.models import SIZES
+from lipjax.training.losses import SLL_OFFSET
 
 CONFIG = RunConfig(
     data="cifar10",
@@ -18,7 +19,7 @@ CONFIG = RunConfig(
     batch_size=256,
     learning_rate=0.01,
     betas=(0.5, 0.9),
-    offset=2.1213203,  # 3 sqrt(2) / 2
+    offset=SLL_OFFSET,
     temperature=0.25,
     crop=4,
     flip=True,

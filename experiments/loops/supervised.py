@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import functools
 import json
-import os
 import sys
 import zlib
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from experiments.output import write
 from lipjax import _checks
 from lipjax.data import batch_indices, to_unit
 from lipjax.training import JsonLines, TrainState, init_state, make_update, progress, watch_signals
@@ -150,12 +150,10 @@ def train(
                 "pass resume=True to go on with it, or name another directory."
             )
         if description is not None:
-            part = run_dir / "config.json.part"
-            part.write_text(json.dumps(description, indent=1) + "\n")
-            os.replace(part, run_dir / "config.json")
-        state, meta = checkpoints.restore_latest(state) or (state, {"window": []})
-        step, window = int(state.step), meta["window"]  # window: the steps since the last line
-        stuck = 0
+            write(run_dir / "config.json", (json.dumps(description, indent=1) + "\n").encode())
+        state, meta = checkpoints.restore_latest(state) or (state, {"window": [], "stuck": 0})
+        step, window, stuck = int(state.step), meta["window"], meta["stuck"]
+        # window: the steps since the last line; stuck: the last ones in a row that were not finite
         leaves = jax.tree.leaves(state)
         bar = progress(num_steps, step, unit="images", per_step=batch_size)
         lines = JsonLines(run_dir / "metrics.jsonl", last_step=step)
@@ -172,9 +170,10 @@ def train(
                 window = _write_lines(lines, window + taken, step, log_every, num_steps)
                 report(step, loss=taken[-1]["loss"])
                 stuck = _count_stuck(stuck, taken, step)
-                checkpoints.save(step, jax.tree.unflatten(treedef, leaves), {"window": window})
+                meta = {"window": window, "stuck": stuck}
+                checkpoints.save(step, jax.tree.unflatten(treedef, leaves), meta)
             state = jax.tree.unflatten(treedef, leaves)
-            checkpoints.save(step, state, {"window": window}, force=True)
+            checkpoints.save(step, state, {"window": window, "stuck": stuck}, force=True)
             checkpoints.wait()
             if watch.received is not None:
                 print(f"stopped at step {step}; saved in {run_dir}", file=sys.stderr)

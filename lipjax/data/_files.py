@@ -20,7 +20,7 @@ class Origin(NamedTuple):
 
     Attributes:
         title: What people call it.
-        folder: Its folder below the data directory.
+        folder: Its folder below the data directory; empty for files that are read by their path.
         source: What to get and where, in words.
     """
 
@@ -30,10 +30,10 @@ class Origin(NamedTuple):
 
     def advice(self) -> str:
         """The last sentences of every error: the origin and the two ways to name a directory."""
-        return (
-            f"{self.title} comes from {self.source}. "
-            f"Set data_dir or {VARIABLE} to the directory that contains {self.folder}/."
-        )
+        origin = f"{self.title} comes from {self.source}."
+        if not self.folder:  # read by its path
+            return origin
+        return f"{origin} Set data_dir or {VARIABLE} to the directory that contains {self.folder}/."
 
 
 def folder(data_dir, origin: Origin) -> Path:

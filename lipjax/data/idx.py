@@ -40,7 +40,7 @@ MNIST = _files.Origin(
 FASHION_MNIST = _files.Origin(
     "Fashion-MNIST", "FashionMNIST/raw", "https://github.com/zalandoresearch/fashion-mnist"
 )
-_IDX_FILE = _files.Origin("an IDX file", ".", "http://yann.lecun.com/exdb/mnist/")
+_IDX_FILE = _files.Origin("an IDX file", "", "http://yann.lecun.com/exdb/mnist/")
 MNIST_MD5 = dict(
     zip(
         FILES,

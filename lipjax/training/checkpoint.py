@@ -104,7 +104,8 @@ class Checkpoints:
             "meta": _as_json(meta=meta or {}),
         }
         stored = jax.tree.map(jnp.copy, _arrays(state))
-        return self._manager.save(
+        return self._write(
+            self._manager.save,
             step,
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(stored | {_CHECKSUMS: _checksums(stored)}),
@@ -148,19 +149,30 @@ class Checkpoints:
         return Restored(_rebuild(like, arrays, part), about["meta"])
 
     def wait(self) -> None:
-        """Returns when what was saved is complete; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Returns when what was saved is complete; an error in the background is raised here."""
+        self._write(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Waits for the writing to end and lets go of the directory."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+    def _write(self, act, *args, **kwargs):
+        try:
+            return act(*args, **kwargs)
+        except OSError as error:
+            raise OSError(
+                f"The checkpoints in {str(self._directory)!r} could not be written: {error}. Make "
+                "room there; what was complete before stays."
+            ) from error
 
     def _about(self, step) -> dict:
         return self._read(step, about=ocp.args.JsonRestore()).about

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipjax.spectral import conv_gram_iteration, conv_spectral_norm
+from lipjax.spectral import conv_enclosure, conv_gram_iteration, conv_spectral_norm
 from lipjax.spectral._symbol import fourier_matrix, frequencies
 from lipjax.spectral.gram import gram_bound
 from tests import oracles
@@ -397,3 +397,34 @@ def test_negative_control_the_published_iteration_falls_below():
     with jax.numpy_dtype_promotion("standard"):
         found = np.asarray(jax.jit(jax.vmap(published))(kernels), np.float64)
     assert (found < truth).mean() > 0.05
+
+
+@pytest.mark.parametrize("padding", ["circular", "zero", "any"])
+def test_float64_kernels_are_bounded_not_their_rounded_copies(padding):
+    kernel = np.zeros((3, 3, 1, 1))
+    kernel[1, 1] = 1 + 2.0**-25
+    size = None if padding == "any" else 4
+    lower, upper = conv_enclosure(kernel, padding=padding, input_size=size)
+    assert float(lower) <= 1 + 2.0**-25 <= float(upper)
+    assert float(conv_gram_iteration(kernel, padding=padding, input_size=size)) >= 1 + 2.0**-25
+
+
+@pytest.mark.parametrize("name", ["gaussian", "checkerboard"])
+def test_norms_of_the_two_paddings_in_order(name):
+    """`Z_n <= Z_(n+1)`, `C_n <= C_2n`, `Z_n <= C_m` for `m >= n + 1`, all at most the supremum."""
+    kernel = CHECKER if name == "checkerboard" else gaussian(3, 3, 2, 2)
+
+    def norm(size, padding):
+        return oracles.norm(oracles.conv_matrix(kernel, size, padding=padding))
+
+    sizes = range(2, 8)
+    zero = [norm(n, "zero") for n in sizes]
+    ring = {n: norm(n, "circular") for n in range(2, 10)}
+    close = 1 + 1e-12
+    assert all(a <= b * close for a, b in zip(zero, zero[1:]))
+    assert all(ring[n] <= ring[2 * n] * close for n in (2, 3, 4))
+    assert all(z <= ring[m] * close for n, z in zip(sizes, zero) for m in ring if m > n)
+    everywhere = float(conv_gram_iteration(kernel, padding="any", num_iters=8))
+    assert max(*zero, *ring.values()) <= everywhere
+    if name == "checkerboard":  # the circular norm at the same odd size is no bound
+        assert norm(5, "zero") > 1.05 * ring[5]

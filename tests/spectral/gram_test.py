@@ -288,3 +288,19 @@ def test_bad_options_are_named(option, value):
 def test_automatic_count_has_no_gradient_of_the_bound():
     with pytest.raises(ValueError, match="gradient is 'bound'"):
         gram_iteration(jnp.ones((2, 2)), num_iters="auto", gradient="bound")
+
+
+def test_float64_arrays_are_bounded_not_their_rounded_copies():
+    """Negative control: the float32 copy of this one is 1, below its norm."""
+    for fn in (lambda m: enclosure(m), lambda m: (0.0, gram_iteration(m, num_iters="auto"))):
+        for sign in (1, -1):
+            matrix = np.array([[1 + sign * 2.0**-25]])
+            lower, upper = fn(matrix)
+            assert float(lower) <= matrix[0, 0] <= float(upper) < 1.00001
+    assert oracles.norm(np.array([[1 + 2.0**-25]], np.float32)) < 1 + 2.0**-25
+    assert np.isinf(gram_iteration(np.array([[1e300]])))
+    assert 0 < float(gram_iteration(np.array([[1e-300]]))) < 1e-30
+    batch = np.stack([RNG.normal(size=(3, 2)), 1e6 * RNG.normal(size=(3, 2))])
+    together = gram_iteration(batch)
+    np.testing.assert_allclose(together, [oracles.norm(m) for m in batch], rtol=1e-4)
+    assert (np.asarray(together, float) >= [oracles.norm(m) for m in batch]).all()
