@@ -18,10 +18,10 @@ demo: $(READY)
 	$(RUN) -m experiments.certify runs/digits
 
 test: $(READY)
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile lipjax tests $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal lipjax tests $(ARGS)
 
 test-quick: $(READY)
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(QUICK) $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(QUICK) $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .
@@ -39,4 +39,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs .jax_cache

@@ -126,21 +126,21 @@ def override(config: RunConfig, assignments: list[str], *, only=None) -> RunConf
     Raises:
         ValueError: for an assignment without `=`, an unknown field or a value that does not fit.
     """
+    known, changes = _fields(config), {}
+    allowed = list(known) if only is None else list(only)
     for assignment in assignments:
         field, found, text = assignment.partition("=")
         if not found:
             raise ValueError(f"{assignment!r} must have the form field=value.")
-        known = _fields(config)
-        allowed = list(known) if only is None else list(only)
         if field not in allowed:
             why = "may not be changed here" if field in known else "is no field"
             raise ValueError(f"{field!r} {why}; the fields are {', '.join(allowed)}.")
-        value = _fitting(field, _literal(text), known[field])
-        outer, dot, inner = field.rpartition(".")
-        if dot:
-            value = dataclasses.replace(getattr(config, outer), **{inner: value})
-        config = dataclasses.replace(config, **{outer or inner: value})
-    return config
+        changes[field] = _fitting(field, _literal(text), known[field])
+    inner = {f.partition(".")[2]: v for f, v in changes.items() if "." in f}
+    outer = {f: v for f, v in changes.items() if "." not in f}
+    if inner:  # all at once: what fits together may not fit one by one
+        outer["model"] = dataclasses.replace(config.model, **inner)
+    return dataclasses.replace(config, **outer)
 
 
 def _literal(text: str):

@@ -10,9 +10,16 @@ if version("jaxlib") == "0.10.2":  # this build crashes on some fusions; others 
         os.environ.get("XLA_FLAGS", "") + " --xla_cpu_experimental_ynn_fusion_type="
     )
 
+from pathlib import Path
+
 import jax
 import pytest
 
+# Most of the time goes into compiling, and most of that into small programs that return in every
+# module: they are kept on disk, keyed by the program, the flags and the version of the compiler.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -5,8 +5,10 @@ command: python -m experiments.benchmarks.spectral_norms [--out FILE] [--channel
 
 Every method runs in this process in turn, round by round; a time is the median over the rounds of
 the whole call, waited for. Kernels: "gauss", independent normal entries; "struct", a few strong
-rank-one channel mixes times smooth windows over noise, as trained kernels look. Truth is the SVD at
-every frequency in float64. Writes JSON and, beside it, a plot.
+rank-one channel mixes times smooth windows over noise, as trained kernels look; "ortho", an
+orthogonal mix of the channels with a tenth of noise, where all singular values are near the
+largest. Truth is the SVD at every frequency in float64. Memory is what the compiled program asks
+for beside its arguments. Writes JSON and, beside it, a plot.
 """
 
 import argparse
@@ -30,6 +32,10 @@ SVD_FLOPS = 2e11
 """`fft_svd` is timed up to this estimate of its operations."""
 
 
+COUNTS = (2, 3, 4, 5, 6, 8, 10)
+"""Gram products that are tried."""
+
+
 def main(arguments=None) -> dict:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(
@@ -38,6 +44,7 @@ def main(arguments=None) -> dict:
     parser.add_argument("--channels", default="16,64,128,256")
     parser.add_argument("--windows", default="3,5")
     parser.add_argument("--sizes", default="16,32")
+    parser.add_argument("--kinds", default="gauss,struct,ortho")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
@@ -55,9 +62,14 @@ def main(arguments=None) -> dict:
     for c in channels:
         for k in windows:
             for n in sizes:
-                for kind in ("gauss", "struct"):
+                for kind in args.kinds.split(","):
                     report["rows"].append(measure(kind, c, k, n, args.rounds))
                     show(report["rows"][-1])
+    print("\nproducts for an excess of at most 1e-3")
+    for row in report["rows"]:
+        row["products for 1e-3"] = fewest(row, 1e-3)
+        size = f"{row['channels']} channels, window {row['window']}, n {row['size']}"
+        print(f"  {row['kernel']:<7} {size:<32} {row['products for 1e-3'] or 'more than 10'}")
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
         plot(args.out.with_suffix(".png"), report)
@@ -72,10 +84,13 @@ def measure(kind, c, k, n, rounds) -> dict:
         f"lipjax {count}": functools.partial(
             conv_gram_iteration, padding="circular", input_size=n, num_iters=count
         )
-        for count in (2, 3, 4, 5, 6, "auto")
+        for count in (*COUNTS, "auto")
     }
     methods["lipjax 4, value and gradient"] = jax.value_and_grad(methods["lipjax 4"])
     methods = {name: jax.jit(fn) for name, fn in methods.items()}
+    memory = {"lipjax 5": workspace(methods["lipjax 5"], kernel)}
+    published = functools.partial(reference.published_gram, size=n, num_iters=5)
+    memory["published 5"] = workspace(jax.jit(published), kernel)
     methods["published 5"] = functools.partial(reference.published_gram, size=n, num_iters=5)
     count = len(frequencies((n, n)))
     if 2 * count * 20 * c**3 <= SVD_FLOPS:
@@ -101,11 +116,23 @@ def measure(kind, c, k, n, rounds) -> dict:
             times[name].append(time.perf_counter() - start)
     row = {"kernel": kind, "channels": c, "window": k, "size": n, "truth": truth}
     row["flops per product"] = 4 * c**3 * count
+    row["workspace bytes"] = memory
     row["methods"] = {
         name: {"excess": values[name] / truth - 1, "ms": 1e3 * statistics.median(times[name])}
         for name in calls
     }
     return row
+
+
+def fewest(row, excess) -> int | None:
+    """The smallest number of products that comes that close, or None."""
+    close = [n for n in COUNTS if row["methods"][f"lipjax {n}"]["excess"] <= excess]
+    return min(close, default=None)
+
+
+def workspace(fn, kernel) -> int:
+    """Bytes that the compiled program needs beside its arguments and results."""
+    return fn.lower(kernel).compile().memory_analysis().temp_size_in_bytes
 
 
 def run_jax(fn, kernel) -> float:
@@ -120,6 +147,10 @@ def make_kernel(kind, c, k):
     noise = rng.normal(size=(k, k, c, c)) * np.sqrt(2 / (k * k * c))
     if kind == "gauss":
         return noise.astype(np.float32)
+    if kind == "ortho":
+        kernel = 0.1 * noise
+        kernel[k // 2, k // 2] += np.linalg.qr(rng.normal(size=(c, c)))[0]
+        return kernel.astype(np.float32)
     grid = np.linspace(-1, 1, k)
     kernel = 0.6 * noise
     for rank in range(max(1, c // 4)):

@@ -67,3 +67,9 @@ def test_unknown_config_and_run_are_named(tmp_path):
         configs.load("cifar")
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         configs.read_run(tmp_path)
+
+
+def test_assignments_are_applied_together():
+    """One by one, the first would leave a patch and a pool that do not divide the image."""
+    config = configs.override(configs.load("mnist"), ["model.patch=4", "model.pool=7"])
+    assert (config.model.patch, config.model.pool) == (4, 7)

@@ -93,8 +93,8 @@ def test_any_padding_is_tight_on_large_images():
     [
         ((3, 3, 2, 3), 2),
         ((2, 2, 2, 2), 2),
-        ((5, 3, 1, 4), (2, 3)),
-        ((1, 1, 2, 2), 3),
+        pytest.param((5, 3, 1, 4), (2, 3), marks=pytest.mark.slow),
+        pytest.param((1, 1, 2, 2), 3, marks=pytest.mark.slow),
         ((3, 2, 2), 2),
     ],
 )
@@ -225,7 +225,14 @@ def test_chunks_do_not_change_the_bound(num_iters):
         norm(kernel, chunk=0)
 
 
-@pytest.mark.parametrize("final", ["deflated", "wolkowicz_styan", "frobenius"])
+@pytest.mark.parametrize(
+    "final",
+    [
+        "deflated",
+        pytest.param("wolkowicz_styan", marks=pytest.mark.slow),
+        pytest.param("frobenius", marks=pytest.mark.slow),
+    ],
+)
 def test_gradient_equals_automatic_differentiation_of_the_same_bound(seeded_key, final):
     """Every frequency kept and differentiated, against the one frequency of the custom rule."""
     kernel = jax.random.normal(seeded_key, (3, 3, 3, 4))

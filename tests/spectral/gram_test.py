@@ -94,8 +94,15 @@ def test_automatic_count_stops_where_it_should():
     assert loose > oracles.norm(as32(MATRICES["gaussian"])) * 1.01
 
 
-@pytest.mark.parametrize("shape", [(9, 6), (6, 9)])
-@pytest.mark.parametrize("complex_ones", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize(
+    "shape,complex_ones",
+    [
+        ((9, 6), False),
+        ((6, 9), True),
+        pytest.param((6, 9), False, marks=pytest.mark.slow),
+        pytest.param((9, 6), True, marks=pytest.mark.slow),
+    ],
+)
 def test_gradient_of_the_norm(seeded_key, shape, complex_ones):
     parts = np.asarray(jax.random.normal(seeded_key, (2, *shape)))
     matrix = parts[0] + 1j * parts[1] if complex_ones else parts[0]
@@ -117,7 +124,9 @@ def test_gradient_of_the_norm(seeded_key, shape, complex_ones):
     np.testing.assert_allclose(joined(auto((parts[0], imag))), truth, atol=3e-2)
 
 
-@pytest.mark.parametrize("final", FINALS)
+@pytest.mark.parametrize(
+    "final", [pytest.param(f, marks=[pytest.mark.slow] * (f == "frobenius")) for f in FINALS]
+)
 def test_gradient_equals_automatic_differentiation(seeded_key, final):
     """The custom rule of the Gram product against the plain one, and against differences."""
     with jax.enable_x64(True):
