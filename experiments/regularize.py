@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lipjax import selfcheck
+from lipjax import _checks, selfcheck
 from lipjax.data import Dataset, batch_indices, load, to_unit
 from lipjax.spectral import network_bound, penalty
 
@@ -108,6 +108,12 @@ def main(arguments=None) -> list[Result]:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
     try:
+        _checks.integer(1, width=args.width, stages=args.stages, blocks=args.blocks)
+        _checks.integer(1, steps=args.steps, batch_size=args.batch_size)
+        _checks.within(0.0, 1e6, weight=args.weight)
+        _checks.positive(learning_rate=args.learning_rate)
+        if args.out and not args.out.parent.is_dir():
+            raise ValueError(f"out is {str(args.out)!r}, in a directory that does not exist.")
         data = load(args.data, data_dir=args.data_dir)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

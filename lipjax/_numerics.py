@@ -151,7 +151,8 @@ def as_device_array(x, axis=None):
     True
     """
     array = jnp.asarray(x)
-    host = None if isinstance(x, jax.Array) else np.asarray(x)
+    traced = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x))
+    host = None if traced else np.asarray(x)
     if host is None or host.dtype.kind not in "fc" or host.dtype == array.dtype:
         return array, 0.0
     with np.errstate(all="ignore"):

@@ -186,10 +186,12 @@ def pair_constants(head: Array | None, label: Array, logits: Array) -> Array:
     # Subnormal differences may be read as zero: the bits decide, and the sum covers what is lost.
     tiny = math.sqrt(head.shape[0]) * float(jnp.finfo(head.dtype).tiny)
     same = jnp.all(_bits(head) == _bits(own), axis=0)
-    distances = jnp.where(same, 0, distances + tiny)
+    distances = distances + tiny
     if not isinstance(lost, float):  # a float64 head in a 32-bit program
+        same = same & (jnp.max(lost) == 0)
         distances = distances + 2 * jnp.max(lost)
-    return round_up(distances, 3).astype(logits.dtype)
+    distances = round_up(round_up(distances, 3).astype(logits.dtype))
+    return jnp.where(same, 0, jnp.maximum(distances, jnp.finfo(logits.dtype).tiny))
 
 
 def _gaps(logits, label):
@@ -217,6 +219,8 @@ def _upper_value(lipschitz):
             )
         lipschitz = lipschitz.value
     _checks.nonnegative(lipschitz=lipschitz)
+    if not isinstance(lipschitz, jax.Array):
+        lipschitz = np.asarray(lipschitz, np.float64)  # integers of any size
     value = jnp.asarray(lipschitz)
     _checks.ranked(0, "a number", lipschitz=value)
     if value.dtype not in (jnp.float32, jnp.float64):
@@ -239,7 +243,7 @@ def _nan_if(value, condition):
 
 
 def _check(logits, label):
-    if isinstance(label, int | np.integer) and not -(2**31) <= label < 2**31:
+    if isinstance(label, int | np.integer | np.ndarray) and np.any(np.abs(label) >= 2**31):
         raise ValueError(f"label is {label}; it must be a class.")
     logits, lost = as_device_array(logits)
     label = jnp.asarray(label)

@@ -1,7 +1,6 @@
 """What the rest of lipjax passes around: bounds that say what they prove, and certificates."""
 
 import dataclasses
-import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -56,9 +55,7 @@ class Bound:
             if not isinstance(factor, jax.core.Tracer) and np.any(np.asarray(factor) < 0):
                 raise ValueError(f"value is {factor!r}; a Lipschitz constant is at least 0.")
         proved = self.proves_upper and other.proves_upper
-        value = self.value * other.value
-        if proved:
-            value = _not_below(value, self.value, other.value)
+        value = _product_not_below(self.value, other.value) if proved else self.value * other.value
         return Bound(value, "upper" if proved else "estimate")
 
     @property
@@ -67,16 +64,35 @@ class Bound:
         return self.kind in ("upper", "exact")
 
 
-def _not_below(product, a, b):
-    """A product of floats may round below the truth: one step up, unless a factor is 0 or 1."""
-    if isinstance(product, jax.Array):
-        a, b = (jnp.asarray(factor, product.dtype) for factor in (a, b))
-        positive = jnp.maximum(round_up(product), jnp.finfo(product.dtype).tiny)
-        return jnp.where(is_zero(a) | is_zero(b), product, positive)
-    exact = np.isin(a, (0, 1)) | np.isin(b, (0, 1))
-    if isinstance(product, int | float) and not isinstance(product, np.floating):
-        return product if exact else math.nextafter(product, math.inf)
-    return np.where(exact, product, np.nextafter(product, np.asarray(np.inf, product.dtype)))[()]
+def _product_not_below(a, b):
+    """The product, one step up unless a factor is 0 or 1: in float64, or as JAX arrays."""
+    if not isinstance(a, jax.Array) and not isinstance(b, jax.Array):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        with np.errstate(over="ignore", under="ignore"):
+            product = a * b
+        exact = np.isin(a, (0, 1)) | np.isin(b, (0, 1))
+        product = np.where(exact, product, np.nextafter(product, np.inf))
+        return product if product.ndim else float(product)
+    arrays = [x for x in (a, b) if isinstance(x, jax.Array)]
+    dtype = jnp.result_type(*arrays)
+    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
+    (a, a_zero), (b, b_zero) = (_rounded_up(x, dtype) for x in (a, b))
+    positive = jnp.maximum(round_up(a * b), jnp.finfo(dtype).tiny)
+    return jnp.where(a_zero | b_zero, 0, positive)
+
+
+def _rounded_up(x, dtype):
+    """A factor as an array of that dtype, not below what it was, and whether it is zero."""
+    if isinstance(x, jax.Array) and x.dtype == dtype:
+        return x, is_zero(x)
+    if not isinstance(x, jax.Array):
+        x = np.asarray(x, np.float64)
+        zero = jnp.asarray(x == 0)
+    else:
+        zero = x == 0 if not jnp.issubdtype(x.dtype, jnp.floating) else is_zero(x)
+    with np.errstate(over="ignore"):
+        x = jnp.asarray(x, dtype)
+    return jnp.maximum(round_up(x), jnp.finfo(dtype).tiny), zero
 
 
 class Certificate(NamedTuple):

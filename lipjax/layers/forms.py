@@ -162,7 +162,8 @@ def _squared_norm(kernel, log_q, step):
             undone = scaled * jnp.broadcast_to(jnp.exp(log_q), kernel.shape)
             t = diagonal(undone, num_iters=num_iters)
             again = jnp.max(t * jnp.exp(-2 * log_q)) * (1 + 1e-13 * math.sqrt(kernel.size))
-            quick = jnp.fmin(quick, jnp.where(jnp.isfinite(again), again, jnp.inf))
+            sure = jnp.isfinite(again) & ~jnp.any(alive & (t == 0))
+            quick = jnp.fmin(quick, jnp.where(sure, again, jnp.inf))
             if float(quick) <= PROVED:
                 return quick
     if dense:
@@ -170,7 +171,9 @@ def _squared_norm(kernel, log_q, step):
     else:
         slow = conv_gram_iteration(scaled, padding="any", num_iters=12)
     # Rounding each entry of the scaled kernel moves its symbol by at most u sqrt(size) norms.
-    return jnp.fmin(quick, jnp.square(slow) * (1 + 1e-14 + 1e-15 * math.sqrt(kernel.size)))
+    slow = jnp.square(slow) * (1 + 1e-14 + 1e-15 * math.sqrt(kernel.size))
+    floor = jnp.where(jnp.any(alive), float(jnp.finfo(jnp.float64).tiny), 0)  # squares underflow
+    return jnp.maximum(jnp.fmin(quick, slow), floor)
 
 
 def at_least(value) -> float:

@@ -45,7 +45,7 @@ def scaled_bound(re, im, num_iters, final, with_vector=False):
         errors.append(error)
     v = None
     if with_vector or final == "deflated":
-        v = top_vector(lax.stop_gradient(product), im is not None)
+        v = top_vector(product, im is not None)
     bound = BOUNDS[final](product, im is not None, v)
     for scale, error in zip(reversed(scales), reversed(errors[1:])):
         bound = round_up(safe_sqrt(bound + error) * scale, 3)

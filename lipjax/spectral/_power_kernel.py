@@ -23,6 +23,9 @@ from lipjax.spectral._products import contract, first_product, square, sum_lengt
 from lipjax.spectral._symbol import fourier_matrix, frequencies, symbol_error
 from lipjax.typing import Array
 
+LARGEST_GRID = 10_000
+"""Taps of the largest power kernel: its inverse Fourier matrix takes 400 MB."""
+
 
 def power_kernel(kernel: Array, num_iters: int):
     """The taps of `G^p`, a bound on their error and the powers of two that were divided by.
@@ -38,6 +41,12 @@ def power_kernel(kernel: Array, num_iters: int):
     """
     *window, rows, cols = kernel.shape
     grid = tuple((k - 1) * 2**num_iters + 1 for k in window)
+    if math.prod(grid) > LARGEST_GRID:
+        raise ValueError(
+            f"num_iters is {num_iters}; for the window {tuple(window)} the power kernel has "
+            f"{math.prod(grid)} taps, more than {LARGEST_GRID}. Use fewer iterations, or "
+            "conv_gram_iteration(..., padding='any')."
+        )
     points = frequencies(grid)
     taps = kernel.reshape(-1, rows, cols)
     cos, sin = (jnp.asarray(e, kernel.dtype) for e in fourier_matrix(points, grid, window))

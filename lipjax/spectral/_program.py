@@ -190,6 +190,10 @@ class Walk:
             now = [self.row(row, i) for row in rows]
             out = self.run(body.jaxpr, consts, [*fixed, *carry, *now])
             carry, results[i] = out[:carries], out[carries:]
+        if not length:
+            shapes = [v.aval for v in eqn.outvars[carries:]]
+            empty = (Constant(jnp.zeros(a.shape, a.dtype), a.shape) for a in shapes)
+            return [*carry, *empty]
         columns = zip(*(results[i] for i in steps))
         return [*carry, *(self.stacked(column) for column in columns)]
 

@@ -50,10 +50,9 @@ def gram_iteration(
         tol: Width of the enclosure that `"auto"` stops at, relative.
         final: How the last iterate is bounded. `"deflated"`: one vector is split off, the tightest;
             `"wolkowicz_styan"`: from its trace and Frobenius norm; `"frobenius"`: as published.
-        gradient: `"bound"`: the derivative of the returned number (the deflating vector held
-            fixed), at the cost of one more product per iteration; every order. `"norm"`: that of
-            the norm itself, `u v^*` for the singular vectors found, nearly free; first order only, the
-            second is an error.
+        gradient: `"bound"`: the derivative of the returned number, of every order, at the cost of
+            one more product per iteration. `"norm"`: that of the norm itself, `u v^*` for the
+            singular vectors found, nearly free; first order only, the second is an error.
             None: `"bound"`, for `"auto"` `"norm"`, which is all it has.
 
     Returns:
@@ -184,6 +183,7 @@ def widened(bounds: Enclosure, lost) -> Enclosure:
     if isinstance(lost, float):  # nothing was lost
         return bounds
     lower = jnp.maximum(round_down(bounds.lower - lost), 0)
+    lower = jnp.where(jnp.isinf(lost), 0, lower)  # the copy overflowed, the array did not
     return Enclosure(
         jnp.where(jnp.isnan(lower), bounds.lower, lower), round_up(bounds.upper + lost)
     )

@@ -225,11 +225,14 @@ def _stored_names(leaves: dict) -> list:
 @jax.jit
 def _checksums(arrays: dict):
     """`uint32[leaves]`, in the order of the sorted names: any change of one bit changes its own."""
-    return jnp.stack([_checksum(arrays[name]) for name in sorted(arrays)])
+    sums = [_checksum(arrays[name]) for name in sorted(arrays)]
+    return jnp.stack(sums) if sums else jnp.zeros(0, jnp.uint32)
 
 
 def _checksum(array):
-    if array.dtype == bool:
+    if jnp.iscomplexobj(array):
+        array = jnp.stack([array.real, array.imag])
+    if array.dtype in (bool, jnp.int4, jnp.uint4):
         array = array.astype(jnp.uint8)
     word = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
     bits = lax.bitcast_convert_type(array, word)

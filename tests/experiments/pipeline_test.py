@@ -94,7 +94,7 @@ def test_fashion_mnist_through_the_same_path(tmp_path):
             "model.conv_depth=1",
             "model.dense_depth=2",
             "model.dense_hidden=64",
-            "model.pool=7",
+            "model.pool=1",
             "--run-dir",
             str(tmp_path / "run"),
         ]

@@ -313,3 +313,14 @@ def test_float64_arrays_are_bounded_not_their_rounded_copies():
     together = gram_iteration(batch)
     np.testing.assert_allclose(together, [oracles.norm(m) for m in batch], rtol=1e-4)
     assert (np.asarray(together, float) >= [oracles.norm(m) for m in batch]).all()
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (8, 8)])
+def test_second_derivative_is_that_of_the_returned_number(shape):
+    """With the deflating vector held fixed it would be off by a sixth and more."""
+    with jax.enable_x64(True):
+        matrix, way = np.random.default_rng(0).normal(size=(2, *shape))
+        slope = jax.grad(lambda m: gram_iteration(jnp.asarray(m), num_iters=2))
+        turned = jax.jvp(slope, (jnp.asarray(matrix),), (jnp.asarray(way),))[1]
+        differences = (slope(matrix + 1e-5 * way) - slope(matrix - 1e-5 * way)) / 2e-5
+        np.testing.assert_allclose(turned, differences, rtol=1e-4, atol=1e-6)
