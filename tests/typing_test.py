@@ -48,3 +48,13 @@ def test_a_product_is_zero_only_with_a_zero_factor():
     assert float((Bound(2, "upper") * Bound(3, "upper")).value) >= 6
     with pytest.raises(ValueError, match="-2"):
         Bound(-2.0, "upper") * Bound(3.0, "upper")
+
+
+@pytest.mark.parametrize("small", [1e-50, np.float64(1e-50)])
+@pytest.mark.parametrize("large", [jnp.float32(1e38), np.float32(1e38)])
+def test_mixed_factors_are_not_lost(small, large):
+    for product in (
+        Bound(small, "upper") * Bound(large, "upper"),
+        Bound(large, "upper") * Bound(small, "upper"),
+    ):
+        assert float(product.value) >= 1e-50 * 1e38 * (1 - 1e-7)
