@@ -9,10 +9,8 @@ Reference: Prach, Lampert (2022), https://arxiv.org/abs/2208.03160.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 
 from lipjax import _checks
-from lipjax._numerics import safe_log
 from lipjax.layers import _initializers, forms
 from lipjax.layers.forms import Linear
 from lipjax.spectral.rescaling import (
@@ -58,13 +56,13 @@ def constrain_dense(params: Params) -> Linear:
     with finite gradients. NaN in gives NaN out.
     """
     kernel = rescale(params.kernel)
-    return Linear(kernel, params.bias, _witness(params.kernel, dominating_diagonal))
+    return Linear(kernel, params.bias, forms.witness(params.kernel, dominating_diagonal))
 
 
 def constrain_conv(params: Params) -> Linear:
     """As `constrain_dense`, for zero and circular padding, every stride and input size."""
     kernel = conv_rescale(params.kernel)
-    return Linear(kernel, params.bias, _witness(params.kernel, conv_dominating_diagonal))
+    return Linear(kernel, params.bias, forms.witness(params.kernel, conv_dominating_diagonal))
 
 
 def apply_dense(weights: Linear, x: Array) -> Array:
@@ -101,10 +99,3 @@ def bound(weights: Linear) -> Bound:
 def _init(key, shape) -> Params:
     kernel = _initializers.identity_or_orthogonal(key, shape)
     return Params(kernel=kernel, bias=jnp.zeros(shape[-1]))
-
-
-def _witness(kernel, diagonal):
-    """With weights `sqrt(t)` the row sums of the rescaled Gram matrix are exactly 1."""
-    if kernel.shape[-2] < kernel.shape[-1]:
-        kernel = jnp.swapaxes(kernel, -1, -2)
-    return safe_log(lax.stop_gradient(diagonal(kernel))) / 2

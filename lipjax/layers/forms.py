@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from lipjax import _checks, _numerics
 from lipjax.layers import activations
@@ -123,6 +124,18 @@ def residual_bound(weights: Residual) -> Bound:
     """
     ratio = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, weights.step)
     return Bound(max(1.0, at_least(2 * at_least(ratio) - 1)), "upper")
+
+
+def witness(kernel: Array, diagonal) -> Array:
+    """`log(t) / 2` of what a rescaled kernel was divided by: its row sums with it are exactly 1.
+
+    Args:
+        kernel: Before the rescaling.
+        diagonal: `kernel -> t`, of the columns.
+    """
+    if kernel.shape[-2] < kernel.shape[-1]:
+        kernel = jnp.swapaxes(kernel, -1, -2)
+    return _numerics.safe_log(lax.stop_gradient(diagonal(kernel))) / 2
 
 
 def representable(step: Array) -> Array:

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax import _checks
-from lipjax._numerics import safe_log
 from lipjax.layers import _initializers, forms
 from lipjax.layers.forms import Linear
 from lipjax.spectral.rescaling import (
@@ -114,10 +113,8 @@ def _init(key, shape) -> Params:
 
 def _constrain(rescaled, diagonal, params, num_iters, tighten) -> Linear:
     kernel = rescaled(params.kernel, num_iters=num_iters, log_q=params.log_q, tighten=tighten)
-    narrow = params.kernel
-    if narrow.shape[-2] < narrow.shape[-1]:
-        narrow = jnp.swapaxes(narrow, -1, -2)
-    t = lax.stop_gradient(diagonal(narrow, num_iters=num_iters, log_q=params.log_q))
-    # The weights with which the row sums of the first power are 1, or what undoes the rescaling.
-    witness = safe_log(t) / 2 + (lax.stop_gradient(params.log_q) if num_iters == 1 else 0)
+    options = dict(num_iters=num_iters, log_q=params.log_q)
+    witness = forms.witness(params.kernel, functools.partial(diagonal, **options))
+    if num_iters == 1:  # the weights with which the row sums are 1
+        witness = witness + lax.stop_gradient(params.log_q)
     return Linear(kernel, params.bias, witness)

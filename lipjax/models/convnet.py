@@ -109,7 +109,6 @@ class ConvNetConfig:
                 raise ValueError(
                     f"{name} is {getattr(self, name)}; it must have 1 or {channels} entries."
                 )
-        _checks.positive(std=self.std)
         _checks.within(1e-6, 1e6, std=self.std)
         if not all(math.isfinite(m) for m in self.mean):
             raise ValueError(f"mean is {self.mean}; its entries must be finite.")

@@ -58,6 +58,8 @@ def _pairs(padding, dims) -> tuple[tuple[int, int], ...]:
 
 def spread(lost, kernel):
     """How far a change of Frobenius norm `lost` can move the norm of the convolution."""
+    if isinstance(lost, float):  # nothing was lost
+        return lost
     return lost * (math.sqrt(math.prod(kernel.shape[:-2])) * (1 + 1e-6))
 
 

@@ -32,7 +32,14 @@ from lipjax import _checks
 from lipjax._numerics import as_device_array, power_of_two, round_down, round_up
 from lipjax.spectral._symbol import Options, Torus, largest
 from lipjax.spectral._torus import Geometry, checked, split_groups, spread, torus_problem
-from lipjax.spectral.gram import Enclosure, any_nonzero, check_options, mark_nonfinite, widened
+from lipjax.spectral.gram import (
+    Enclosure,
+    any_nonzero,
+    check_options,
+    mark_nonfinite,
+    raised,
+    widened,
+)
 from lipjax.spectral.power import zero_padded_lower
 from lipjax.typing import Array
 
@@ -104,7 +111,7 @@ def conv_gram_iteration(
     kernel, geometry = checked(kernel, padding, input_size, strides, dilation, groups)
     options = _options(num_iters, tol, final, gradient, chunk)
     bound = _conv_bound(kernel, geometry, options)[1]
-    return bound if isinstance(lost, float) else round_up(bound + spread(lost, kernel))
+    return raised(bound, spread(lost, kernel))
 
 
 def conv_enclosure(
@@ -152,8 +159,7 @@ def conv_enclosure(
         size = tuple(32 * s for s in geometry.strides)
         circular = geometry._replace(padding="circular", input_size=size)
         lower = _conv_bound(kernel, circular, options)[0]
-    bounds = Enclosure(lower, upper)
-    return bounds if isinstance(lost, float) else widened(bounds, spread(lost, kernel))
+    return widened(Enclosure(lower, upper), spread(lost, kernel))
 
 
 def padding_norm(mode: str, pad: int | Sequence[int], input_size: int | Sequence[int]) -> float:

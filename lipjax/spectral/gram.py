@@ -20,10 +20,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lipjax import _checks
-from lipjax._numerics import as_device_array, power_of_two, round_down, round_up
+from lipjax._numerics import as_device_array, is_zero, power_of_two, round_down, round_up
 from lipjax.spectral._finals import BOUNDS
 from lipjax.spectral._iteration import scaled_bound, scaled_enclosure
 from lipjax.typing import Array
@@ -84,7 +83,7 @@ def gram_iteration(
         bound = gram_enclosure(re, im, num_iters="auto", tol=float(tol), final=final)[1]
     else:
         bound = gram_bound(re, im, num_iters=num_iters, final=final, gradient=gradient or "bound")
-    return bound if isinstance(lost, float) else round_up(bound + lost)
+    return raised(bound, lost)
 
 
 class Enclosure(NamedTuple):
@@ -178,15 +177,19 @@ def _largest(re, im):
     return largest if im is None else jnp.maximum(largest, jnp.max(jnp.abs(im), axis=(-2, -1)))
 
 
+def raised(upper, lost):
+    """An upper bound of an array within `lost` of the one that was bounded, in the norm."""
+    return upper if isinstance(lost, float) else round_up(upper + lost)
+
+
 def widened(bounds: Enclosure, lost) -> Enclosure:
-    """Bounds of an array that is within `lost` of the one that was bounded, in the norm."""
+    """As `raised`, from both sides."""
     if isinstance(lost, float):  # nothing was lost
         return bounds
     lower = jnp.maximum(round_down(bounds.lower - lost), 0)
     lower = jnp.where(jnp.isinf(lost), 0, lower)  # the copy overflowed, the array did not
-    return Enclosure(
-        jnp.where(jnp.isnan(lower), bounds.lower, lower), round_up(bounds.upper + lost)
-    )
+    lower = jnp.where(jnp.isnan(lower), bounds.lower, lower)
+    return Enclosure(lower, raised(bounds.upper, lost))
 
 
 def check_options(num_iters, tol, final, gradient) -> None:
@@ -218,16 +221,9 @@ def checked_matrix(matrix):
 
 
 def any_nonzero(parts, axes=(-2, -1)):
-    """Whether any bit but a sign is set: comparisons may read subnormal numbers as zero."""
-    found = False
-    for part in parts:
-        integer = jnp.int32 if part.dtype == jnp.float32 else jnp.int64
-        bits = lax.bitcast_convert_type(lax.stop_gradient(part), integer) << 1
-        # As a maximum of integers behind a barrier: a comparison of the bits themselves may be
-        # fused with one of the numbers.
-        some = jnp.abs(bits) | (bits >> (8 * part.dtype.itemsize - 1))
-        found = found | (jnp.max(some, axis=axes) != 0) | (jnp.min(some, axis=axes) != 0)
-    return lax.optimization_barrier(found)
+    """Whether any entry is other than zero, subnormal numbers included."""
+    found = (~jnp.all(is_zero(part), axis=axes) for part in parts)
+    return functools.reduce(jnp.logical_or, found)
 
 
 def mark_nonfinite(bound, parts, axes=(-2, -1)):

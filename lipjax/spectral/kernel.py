@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from lipjax import _checks
 from lipjax._numerics import as_device_array, power_of_two, round_up, safe_sqrt
 from lipjax.spectral._torus import check_kernel, split_groups, spread
-from lipjax.spectral.gram import any_nonzero, mark_nonfinite
+from lipjax.spectral.gram import any_nonzero, mark_nonfinite, raised
 from lipjax.spectral.rescaling import conv_dominating_diagonal
 from lipjax.typing import Array
 
@@ -51,7 +51,7 @@ def conv_kernel_bound(kernel: Array, *, num_iters: int = 3, groups: int = 1) -> 
     check_kernel(kernel)
     _checks.integer(1, num_iters=num_iters, groups=groups)
     bound = _kernel_bound(kernel, num_iters, groups)
-    return bound if isinstance(lost, float) else round_up(bound + spread(lost, kernel))
+    return raised(bound, spread(lost, kernel))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -46,7 +46,7 @@ def state_dict(width=4, window=3):
     return {name: value.astype(np.float32) for name, value in arrays.items()}
 
 
-@pytest.mark.parametrize("window,size", [(3, 16), pytest.param(7, 33, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("window,size", [(3, 16), (7, 33)])
 def test_bounded_as_it_stands(window, size):
     fn = resnet.from_state_dict(state_dict(window=window))
     x = jnp.asarray(RNG.random((1, size, size, 3)), jnp.float32)

@@ -93,8 +93,8 @@ def test_any_padding_is_tight_on_large_images():
     [
         ((3, 3, 2, 3), 2),
         ((2, 2, 2, 2), 2),
-        pytest.param((5, 3, 1, 4), (2, 3), marks=pytest.mark.slow),
-        pytest.param((1, 1, 2, 2), 3, marks=pytest.mark.slow),
+        ((5, 3, 1, 4), (2, 3)),
+        ((1, 1, 2, 2), 3),
         ((3, 2, 2), 2),
     ],
 )

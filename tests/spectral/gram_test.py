@@ -99,8 +99,8 @@ def test_automatic_count_stops_where_it_should():
     [
         ((9, 6), False),
         ((6, 9), True),
-        pytest.param((6, 9), False, marks=pytest.mark.slow),
-        pytest.param((9, 6), True, marks=pytest.mark.slow),
+        ((6, 9), False),
+        ((9, 6), True),
     ],
 )
 def test_gradient_of_the_norm(seeded_key, shape, complex_ones):
