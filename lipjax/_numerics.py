@@ -51,16 +51,22 @@ def safe_abs(x):
     return x * lax.stop_gradient(jnp.sign(x))
 
 
+@jax.custom_jvp
 def safe_sqrt(x):
     """`sqrt(x)` with derivative 0 at 0; negative rounding noise counts as 0, NaN stays NaN."""
-    usable = ~(x <= 0)  # true for NaN
-    return jnp.where(usable, jnp.sqrt(jnp.where(usable, x, 1)), 0)
+    return jnp.sqrt(jnp.maximum(x, 0))
+
+
+@safe_sqrt.defjvp
+def _safe_sqrt_jvp(primals, tangents):
+    y = safe_sqrt(*primals)
+    return y, tangents[0] * 0.5 * safe_reciprocal(y)
 
 
 @jax.custom_jvp
 def safe_rsqrt(x):
     """`1 / sqrt(x)`, and 0 with derivative 0 where `x` is 0."""
-    usable = ~(x <= 0)
+    usable = jnp.logical_not(x <= 0)
     return jnp.where(usable, lax.rsqrt(jnp.where(usable, x, 1)), 0)
 
 
@@ -85,7 +91,7 @@ def _safe_reciprocal_jvp(primals, tangents):
 
 def safe_log(x, at_zero: float = 0.0):
     """`log(x)`, and `at_zero` with derivative 0 where `x` is 0."""
-    usable = ~(x <= 0)
+    usable = jnp.logical_not(x <= 0)
     return jnp.where(usable, jnp.log(jnp.where(usable, x, 1)), at_zero)
 
 
@@ -114,10 +120,13 @@ def power_of_two(x):
     The result carries no gradient.
     """
     x = lax.stop_gradient(x)
+    limits, width = jnp.finfo(x.dtype), 8 * x.dtype.itemsize
+    integer = {16: jnp.int16, 32: jnp.int32, 64: jnp.int64}[width]
+    bits = lax.bitcast_convert_type(x, integer) & np.array(np.inf, x.dtype).view(integer)
+    power = lax.bitcast_convert_type(bits, x.dtype)  # the exponent without the digits
+    largest = 2.0 ** (-int(limits.minexp) - 1)
     usable = (x > 0) & jnp.isfinite(x)
-    _, exponent = jnp.frexp(jnp.where(usable, x, 1))
-    limit = -int(jnp.finfo(x.dtype).minexp) - 1
-    return jnp.where(usable, jnp.ldexp(jnp.ones_like(x), jnp.clip(exponent - 1, -limit, limit)), 1)
+    return jnp.where(usable, jnp.clip(power, 1 / largest, largest), 1)
 
 
 def is_zero(x):

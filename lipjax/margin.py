@@ -88,7 +88,7 @@ def radius(
     constant, constant_is_zero = _upper_value(lipschitz)
     _checks.ranked(0, "one number for all logits", logit_error=logit_error)
     _checks.nonnegative(logit_error=logit_error)
-    own = jnp.arange(logits.shape[0]) == label
+    own = jnp.arange(logits.shape[0], dtype=jnp.int32) == label
     gaps = round_down(jnp.where(own, 1, _gaps(logits, label)))
     error = round_up(2 * (jnp.asarray(logit_error, logits.dtype) + lost), 4)
     limits = jnp.finfo(logits.dtype)
@@ -196,7 +196,7 @@ def pair_constants(head: Array | None, label: Array, logits: Array) -> Array:
 
 def _gaps(logits, label):
     """`f_label - f_k`, inf for the label itself."""
-    classes = jnp.arange(logits.shape[0])
+    classes = jnp.arange(logits.shape[0], dtype=jnp.int32)
     own = logits[jnp.clip(label, 0, logits.shape[0] - 1)]
     gaps = own - logits
     overflow = jnp.isinf(gaps) & jnp.isfinite(own) & jnp.isfinite(logits)

@@ -293,3 +293,12 @@ def test_a_subnormal_constant_under_jit_is_not_zero(constant):
 def test_a_constant_that_is_no_number_is_refused(constant):
     with pytest.raises(ValueError, match="lipschitz"):
         margin.radius(jnp.array([3.0, 1.0]), 0, lipschitz=constant)
+
+
+def test_a_float64_head_in_a_64_bit_program():
+    """Rounded to the float32 of the logits, these class vectors would be equal."""
+    logits = jnp.array([3.0, 1.0], jnp.float32)
+    with jax.enable_x64(True):
+        head = jnp.array([[1.0, 1 + 1e-9]], jnp.float64)
+        found = float(margin.radius(logits, 0, lipschitz=1.0, head=head))
+    assert 1.9e9 < found <= 2 / (np.float64(head)[0, 1] - 1)

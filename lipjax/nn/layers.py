@@ -70,6 +70,64 @@ class _ResidualConv(Constrained):
         return self.module.bound(weights)
 
 
+class _LinearDense(Constrained):
+    """`x A + b`; `module` is the named layer it delegates to, `options` those of its constraint."""
+
+    module = aol
+
+    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs):
+        super().__init__(self.module.init_dense(rngs.params(), in_features, out_features))
+        self.options = {}
+
+    def constrain(self, params):
+        return self.module.constrain_dense(params, **self.options)
+
+    def apply(self, weights, x):
+        return self.module.apply_dense(weights, x)
+
+    def freeze_params(self, params):
+        return self.module.freeze_dense(params, **self.options)
+
+    def bound_weights(self, weights) -> Bound:
+        return self.module.bound(weights)
+
+
+class _LinearConv(Constrained):
+    """As `_LinearDense` with a padded, strided convolution."""
+
+    module = aol
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        padding: str = "zero",
+        strides: int | tuple[int, int] = 1,
+        rngs: nnx.Rngs,
+    ):
+        _convolution.check_padding(padding)
+        super().__init__(
+            self.module.init_conv(rngs.params(), in_features, out_features, kernel_size=kernel_size)
+        )
+        self.options = {}
+        self.padding = padding
+        self.strides = strides
+
+    def constrain(self, params):
+        return self.module.constrain_conv(params, **self.options)
+
+    def apply(self, weights, x):
+        return self.module.apply_conv(weights, x, padding=self.padding, strides=self.strides)
+
+    def freeze_params(self, params):
+        return self.module.freeze_conv(params, **self.options)
+
+    def bound_weights(self, weights) -> Bound:
+        return self.module.bound(weights)
+
+
 class SLLDense(_ResidualDense):
     """SDP-based Lipschitz layer on `float[..., features]`; the width stays.
 
@@ -125,7 +183,7 @@ class CPLConv(_ResidualConv):
     module = cpl
 
 
-class AOLDense(Constrained):
+class AOLDense(_LinearDense):
     """Almost-orthogonal layer from `in_features` to `out_features`; see `lipjax.layers.aol`.
 
     >>> import jax.numpy as jnp
@@ -133,23 +191,10 @@ class AOLDense(Constrained):
     (2, 3)
     """
 
-    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs):
-        super().__init__(aol.init_dense(rngs.params(), in_features, out_features))
-
-    def constrain(self, params):
-        return aol.constrain_dense(params)
-
-    def apply(self, weights, x):
-        return aol.apply_dense(weights, x)
-
-    def freeze_params(self, params):
-        return aol.freeze_dense(params)
-
-    def bound_weights(self, weights) -> Bound:
-        return aol.bound(weights)
+    module = aol
 
 
-class AOLConv(Constrained):
+class AOLConv(_LinearConv):
     """Almost-orthogonal convolution; see `lipjax.layers.aol`.
 
     Args:
@@ -161,37 +206,10 @@ class AOLConv(Constrained):
         rngs: Random number generators.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        kernel_size: int | tuple[int, int] = 3,
-        *,
-        padding: str = "zero",
-        strides: int | tuple[int, int] = 1,
-        rngs: nnx.Rngs,
-    ):
-        _convolution.check_padding(padding)
-        super().__init__(
-            aol.init_conv(rngs.params(), in_features, out_features, kernel_size=kernel_size)
-        )
-        self.padding = padding
-        self.strides = strides
-
-    def constrain(self, params):
-        return aol.constrain_conv(params)
-
-    def apply(self, weights, x):
-        return aol.apply_conv(weights, x, padding=self.padding, strides=self.strides)
-
-    def freeze_params(self, params):
-        return aol.freeze_conv(params)
-
-    def bound_weights(self, weights) -> Bound:
-        return aol.bound(weights)
+    module = aol
 
 
-class RescaledDense(Constrained):
+class RescaledDense(_LinearDense):
     """Spectrally rescaled layer; see `lipjax.layers.rescaled`.
 
     Args:
@@ -206,6 +224,8 @@ class RescaledDense(Constrained):
     (2, 3)
     """
 
+    module = rescaled
+
     def __init__(
         self,
         in_features: int,
@@ -215,23 +235,11 @@ class RescaledDense(Constrained):
         tighten: bool = False,
         rngs: nnx.Rngs,
     ):
-        super().__init__(rescaled.init_dense(rngs.params(), in_features, out_features))
+        super().__init__(in_features, out_features, rngs=rngs)
         self.options = {"num_iters": num_iters, "tighten": tighten}
 
-    def constrain(self, params):
-        return rescaled.constrain_dense(params, **self.options)
 
-    def apply(self, weights, x):
-        return rescaled.apply_dense(weights, x)
-
-    def freeze_params(self, params):
-        return rescaled.freeze_dense(params, **self.options)
-
-    def bound_weights(self, weights) -> Bound:
-        return rescaled.bound(weights)
-
-
-class RescaledConv(Constrained):
+class RescaledConv(_LinearConv):
     """Spectrally rescaled convolution; see `lipjax.layers.rescaled`.
 
     Args:
@@ -245,6 +253,8 @@ class RescaledConv(Constrained):
         rngs: Random number generators.
     """
 
+    module = rescaled
+
     def __init__(
         self,
         in_features: int,
@@ -257,28 +267,13 @@ class RescaledConv(Constrained):
         strides: int | tuple[int, int] = 1,
         rngs: nnx.Rngs,
     ):
-        _convolution.check_padding(padding)
         super().__init__(
-            rescaled.init_conv(rngs.params(), in_features, out_features, kernel_size=kernel_size)
+            in_features, out_features, kernel_size, padding=padding, strides=strides, rngs=rngs
         )
         self.options = {"num_iters": num_iters, "tighten": tighten}
-        self.padding = padding
-        self.strides = strides
-
-    def constrain(self, params):
-        return rescaled.constrain_conv(params, **self.options)
-
-    def apply(self, weights, x):
-        return rescaled.apply_conv(weights, x, padding=self.padding, strides=self.strides)
-
-    def freeze_params(self, params):
-        return rescaled.freeze_conv(params, **self.options)
-
-    def bound_weights(self, weights) -> Bound:
-        return rescaled.bound(weights)
 
 
-class NormalizedHead(Constrained):
+class NormalizedHead(_LinearDense):
     """Last layer with class vectors of norm 1; see `lipjax.layers.head`.
 
     Its `bound` is that of the whole vector of logits. Certificates do better with the feature bound
@@ -289,20 +284,10 @@ class NormalizedHead(Constrained):
     (2, 3)
     """
 
+    module = head
+
     def __init__(self, in_features: int, num_classes: int, *, rngs: nnx.Rngs):
-        super().__init__(head.init_dense(rngs.params(), in_features, num_classes))
-
-    def constrain(self, params):
-        return head.constrain_dense(params)
-
-    def apply(self, weights, x):
-        return head.apply_dense(weights, x)
-
-    def freeze_params(self, params):
-        return head.freeze_dense(params)
-
-    def bound_weights(self, weights) -> Bound:
-        return head.bound(weights)
+        super().__init__(in_features, num_classes, rngs=rngs)
 
 
 class MaxMin(nnx.Module):

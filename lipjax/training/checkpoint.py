@@ -7,6 +7,7 @@ so that a kill at any moment leaves the previous one as the latest. Nothing is p
 """
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from jax import lax
 from lipjax import _checks
 from lipjax.training import _trees
 
-_CHECKSUMS = "checksums"
+_CHECKSUMS = "checksums"  # of the leaves
+_CHECKSUM = "checksum"  # of the description
 
 
 class Restored(NamedTuple):
@@ -103,6 +105,7 @@ class Checkpoints:
             "leaves": _describe(state),
             "meta": _as_json(meta=meta or {}),
         }
+        about |= {_CHECKSUM: _text_checksum(about)}
         stored = jax.tree.map(jnp.copy, _arrays(state))
         return self._write(
             self._manager.save,
@@ -175,7 +178,10 @@ class Checkpoints:
             ) from error
 
     def _about(self, step) -> dict:
-        return self._read(step, about=ocp.args.JsonRestore()).about
+        about = self._read(step, about=ocp.args.JsonRestore()).about
+        if about.pop(_CHECKSUM, None) != _text_checksum(about):
+            raise ValueError(self._damaged(step, "its description has changed"))
+        return about
 
     def _read(self, step, **items):
         try:
@@ -239,6 +245,10 @@ def _checksum(array):
     words = bits.reshape(-1).astype(jnp.uint32)
     odd = 2 * lax.iota(jnp.uint32, words.size) + 1  # an odd factor keeps every bit apart
     return jnp.sum(words * odd, dtype=jnp.uint32)
+
+
+def _text_checksum(about: dict) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
 def _named(state, part="") -> list:

@@ -20,3 +20,17 @@ def test_two_trainings_and_their_table(tmp_path, capsys):
     assert stored["results"][1]["weight"] == 0.05 and stored["settings"]["width"] == "8"
     with pytest.raises(SystemExit, match="error:.*cifar"):
         regularize.main(["--data", "cifar"])
+
+
+@pytest.mark.parametrize(
+    "options,word",
+    [
+        (["--steps", "0"], "steps"),
+        (["--weight", "-1"], "weight"),
+        (["--learning-rate", "nan"], "learning_rate"),
+        (["--out", "nowhere/found.json"], "out"),
+    ],
+)
+def test_bad_options_are_named(options, word):
+    with pytest.raises(SystemExit, match=f"error: {word}"):
+        regularize.main(["--data", "digits", *options])

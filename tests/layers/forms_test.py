@@ -105,3 +105,13 @@ def test_frozen_weights_are_on_the_sound_side():
     assert (frozen.step >= quick.step).all()
     np.testing.assert_allclose(frozen.step, 2 / exact, rtol=1e-6)
     assert aol.freeze_dense(aol.init_dense(jax.random.key(0), 4, 3)).kernel.dtype == jnp.float32
+
+
+def test_a_witness_that_underflows_is_no_proof():
+    """Weights so far apart that `exp(2 log_q)` is 0 or infinite: the row sums see only a part."""
+    kernel = jnp.array([[1.5, 0.0], [0.0, 1.5]])
+    for log_q in ([-800.0, 0.0], [800.0, 0.0], [-400.0, 400.0]):
+        weights = forms.Linear(kernel, jnp.zeros(2), jnp.array(log_q))
+        assert forms.linear_bound(weights).value >= 1.5
+        window = forms.Linear(kernel[None, None], jnp.zeros(2), jnp.array(log_q))
+        assert forms.linear_bound(window).value >= 1.5

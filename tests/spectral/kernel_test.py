@@ -118,6 +118,10 @@ def test_gradient_is_finite_and_homogeneous():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="num_iters"):
         conv_kernel_bound(KERNELS["2d"], num_iters=0)
+    with pytest.raises(
+        ValueError, match=r"num_iters is 6.*(3, 3).*16641 taps.*conv_gram_iteration"
+    ):
+        conv_kernel_bound(jnp.ones((3, 3, 2, 2)), num_iters=6)
     with pytest.raises(ValueError, match="groups"):
         conv_kernel_bound(KERNELS["2d"], groups=2)
     with pytest.raises(ValueError, match="kernel"):

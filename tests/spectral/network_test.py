@@ -362,3 +362,14 @@ def test_penalty_lowers_the_bound_under_training():
     for _ in range(200):
         params, state, value = step(params, state)
     assert first > 4 and float(bounds(params).value) < 1.3 and float(value) < 0.3
+
+
+def test_a_loop_without_a_pass_changes_nothing():
+    none = jnp.zeros((0, 2, 2))
+
+    def step(x, w):
+        return x @ w, x
+
+    ends = network_bound(lambda x: lax.scan(step, 3 * x, none)[0], jnp.ones(2))
+    np.testing.assert_allclose(ends.value, 3.0, rtol=1e-5)
+    assert network_bound(lambda x: lax.scan(step, x, none)[1], jnp.ones(2)).value == 0

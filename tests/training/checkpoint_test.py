@@ -67,6 +67,7 @@ def test_odd_leaves_and_names_come_back(tmp_path):
         "['a'][0]": jnp.float32(jnp.nan),
         "keys": jax.random.split(jax.random.key(3, impl="rbg"), 2),
         "numpy": np.array([1.5, -0.0], np.float32),
+        "complex": jnp.array([1 + 2j, -0.5j]),
         "none": None,
     }
     with Checkpoints(tmp_path, every=1) as checkpoints:
@@ -240,6 +241,16 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tmp_path):
     shutil.rmtree(tmp_path / "2")
     with Checkpoints(tmp_path, every=1) as checkpoints:
         assert_same(checkpoints.restore_latest(state).state, state)
+
+
+def test_a_changed_description_is_noticed(tmp_path):
+    state = {"w": jnp.arange(3.0)}
+    with Checkpoints(tmp_path, every=1, config={"lr": 0.125}) as checkpoints:
+        checkpoints.save(1, state, {"epoch": 1})
+    (file,) = (f for f in (tmp_path / "1" / "about").rglob("*") if b"0.125" in f.read_bytes())
+    file.write_bytes(file.read_bytes().replace(b"0.125", b"0.250"))
+    with pytest.raises(ValueError, match="damaged .its description has changed"):
+        Checkpoints(tmp_path, every=1)
 
 
 def test_a_changed_bit_is_noticed(tmp_path):
