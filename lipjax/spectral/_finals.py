@@ -1,6 +1,7 @@
 """Upper bounds on the largest eigenvalue of the last iterate, and a vector near its top.
 
-Each bound takes a Hermitian matrix, packed or real, and that vector; each has its rounding inside.
+Each bound takes a Hermitian matrix, packed or real, and that vector; each has its rounding inside,
+unless `rounded` is False.
 """
 
 import math
@@ -20,19 +21,19 @@ from lipjax._numerics import (
 from lipjax.spectral._products import apply, trace, transpose
 
 
-def _frobenius_bound(product, packed=None, v=None):
+def _frobenius_bound(product, packed=None, v=None, rounded=True):
     del packed, v
-    rounding = gamma(product.shape[-1] + 8, product.dtype)
+    rounding = rounded * gamma(product.shape[-1] + 8, product.dtype)
     columns = lax.optimization_barrier(jnp.square(product).sum(-2))  # short sums, never a long one
     return round_up(safe_sqrt(round_up(columns.sum(-1) * (1 + 2 * rounding), 2)), 1)
 
 
-def _wolkowicz_styan_bound(product, packed=None, v=None):
+def _wolkowicz_styan_bound(product, packed=None, v=None, rounded=True):
     """From the trace and the Frobenius norm: exact for one spike above a flat rest."""
     del packed, v
     dim = product.shape[-1]
-    norm = _frobenius_bound(product)
-    slack = gamma(dim + 8, product.dtype) * norm * math.sqrt(dim)
+    norm = _frobenius_bound(product, rounded=rounded)
+    slack = rounded * gamma(dim + 8, product.dtype) * norm * math.sqrt(dim)
     return jnp.minimum(norm, _trace_bound(trace(product), slack, jnp.square(norm), dim))
 
 
@@ -49,7 +50,7 @@ def _trace_bound(trace, slack, squared_norm, dim):
     return round_up(mean + safe_sqrt(spread * ((dim - 1) / dim)), 4)
 
 
-def _deflated_bound(product, packed, v):
+def _deflated_bound(product, packed, v, rounded=True):
     """Upper bound on the largest eigenvalue of a Hermitian matrix `X`.
 
     For a unit vector v let `a = v* X v`, `b = |X v - a v|` and let c bound the largest eigenvalue
@@ -61,8 +62,8 @@ def _deflated_bound(product, packed, v):
     if not packed:  # what a product left of asymmetry is rounding and counted there
         product = (product + transpose(product)) / 2
     dim = product.shape[-1]
-    rounding = gamma((2 * dim if packed else dim) + 10, product.dtype)
-    norm = _frobenius_bound(product)
+    rounding = rounded * gamma((2 * dim if packed else dim) + 10, product.dtype)
+    norm = _frobenius_bound(product, rounded=rounded)
     squared_norm = round_up(jnp.square(norm))
 
     x = apply(product, v, packed)

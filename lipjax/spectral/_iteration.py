@@ -28,10 +28,11 @@ MAX_ITERS = 16
 """Most products of `num_iters="auto"`."""
 
 
-def scaled_bound(re, im, num_iters, final, with_vector=False):
+def scaled_bound(re, im, num_iters, final, with_vector=False, rounding=True):
     """The bound of a matrix that is finite and not far from 1.
 
-    With `with_vector` also the vector near the top right singular one that was found.
+    With `with_vector` also the vector near the top right singular one that was found. Without
+    `rounding` what is proved of it is not added: no bound then, but what the bound is without.
     """
     swapped = re.shape[-2] < re.shape[-1]
     if swapped:  # same singular values, smaller Gram matrix
@@ -43,10 +44,12 @@ def scaled_bound(re, im, num_iters, final, with_vector=False):
         product, error = square(product, scale, im is not None)
         scales.append(scale)
         errors.append(error)
+    if not rounding:
+        errors = [jnp.zeros_like(error) for error in errors]
     v = None
     if with_vector or final == "deflated":
         v = top_vector(product, im is not None)
-    bound = BOUNDS[final](product, im is not None, v)
+    bound = BOUNDS[final](product, im is not None, v, rounding)
     for scale, error in zip(reversed(scales), reversed(errors[1:])):
         bound = round_up(safe_sqrt(bound + error) * scale, 3)
     bound = round_up(safe_sqrt(bound + errors[0]), 2)

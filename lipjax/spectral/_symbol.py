@@ -32,6 +32,7 @@ class Options(NamedTuple):
     gradient: str
     chunk: int | None
     lower: bool = False  # whether a lower bound is wanted too
+    rounding: bool = True  # whether the proved rounding is added
 
 
 class Torus(NamedTuple):
@@ -88,7 +89,7 @@ def largest(taps, torus: Torus) -> Found:
         upper, where = _search(taps, cos, sin, torus.options)
         wanted = torus.options.lower
         lower = _at(taps, where, torus, enclose=True)[0] if wanted else jnp.zeros_like(upper)
-    error = symbol_error(taps)
+    error = symbol_error(taps) if torus.options.rounding else jnp.zeros((), taps.dtype)
     return Found(jnp.maximum(round_down(lower - error), 0), round_up(upper + error), where)
 
 
@@ -131,16 +132,16 @@ def _search(taps, cos, sin, options):
     groups, count = taps.shape[0], cos.shape[0]
     chunk = _chunk(taps, count, options.chunk)
 
-    def bounds(cos_sin):
-        re, im = _symbol(taps, *cos_sin)
-        return scaled_bound(re, im, options.num_iters, options.final)[0]
+    def bounds(re, im):
+        return scaled_bound(re, im, options.num_iters, options.final, rounding=options.rounding)[0]
 
     if count == 1:  # one frequency, which is real
-        each = scaled_bound(taps.sum(1), None, options.num_iters, options.final)[0][None]
+        each = bounds(taps.sum(1), None)[None]
     elif chunk == count:
-        each = bounds((cos, sin))
+        each = bounds(*_symbol(taps, cos, sin))
     else:
-        each = lax.map(bounds, (_chunked(cos, chunk), _chunked(sin, chunk)))
+        rows = _chunked(cos, chunk), _chunked(sin, chunk)
+        each = lax.map(lambda cos_sin: bounds(*_symbol(taps, *cos_sin)), rows)
     each = each.reshape(-1)[: count * groups]
     where = jnp.argmax(each)
     return each[where], where
@@ -154,16 +155,20 @@ def _search_adaptively(taps, cos, sin, options):
         where = jnp.argmax(upper)
         return jnp.max(lower), upper[where], where
     chunk = _chunk(taps, count, options.chunk)
+    batch = min(chunk, max(16, count // 16))  # refined at a time
     levels = jnp.asarray(LEVELS, jnp.int32)
     last = len(LEVELS) - 1
 
+    def quick(cos_sin):
+        re, im = _symbol(taps, *cos_sin)
+        return scaled_bound(re, im, LEVELS[0], "wolkowicz_styan")[0]  # no vector to find
+
     def enclosures(cos_sin, num_iters):
         re, im = _symbol(taps, *cos_sin)
-        return scaled_enclosures(re, im, num_iters, options.final)  # [chunk, groups] each
+        return scaled_enclosures(re, im, num_iters, options.final)  # [batch, groups] each
 
-    everywhere = functools.partial(enclosures, num_iters=levels[0])
-    lower, upper = lax.map(everywhere, (_chunked(cos, chunk), _chunked(sin, chunk)))
-    lower, upper = (b.reshape(-1, groups)[:count] for b in (lower, upper))
+    upper = lax.map(quick, (_chunked(cos, chunk), _chunked(sin, chunk)))
+    upper = upper.reshape(-1, groups)[:count]
 
     def unfinished(state):
         lower, upper, level = state
@@ -175,7 +180,7 @@ def _search_adaptively(taps, cos, sin, options):
         lower, upper, level = state
         worst = upper.max(1)
         now = level[jnp.argmax(worst)]
-        _, chosen = lax.top_k(jnp.where(level == now, worst, -1), chunk)
+        _, chosen = lax.top_k(jnp.where(level == now, worst, -1), batch)
         active = level[chosen] == now
         below, above = enclosures((cos[chosen], sin[chosen]), levels[now + 1])
         lower = jnp.maximum(lower, jnp.max(jnp.where(active[:, None], below, 0)))
@@ -186,7 +191,7 @@ def _search_adaptively(taps, cos, sin, options):
         level = level.at[chosen].set(jnp.where(active, raised, level[chosen]))
         return lower, upper, level
 
-    state = (jnp.max(lower), upper, jnp.zeros(count, jnp.int32))
+    state = (jnp.zeros((), upper.dtype), upper, jnp.zeros(count, jnp.int32))
     lower, upper, _ = lax.while_loop(unfinished, refine, state)
     where = jnp.argmax(upper)
     return lower, upper.reshape(-1)[where], where

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lipjax import _checks
 from lipjax._numerics import as_device_array, is_zero, power_of_two, round_down, round_up
@@ -62,8 +63,9 @@ def gram_iteration(
     array's own floating-point dtype, is added. In exact arithmetic
     it is at most `min(p, q)^(2^-(num_iters + 1))` times the norm and never grows with `num_iters`;
     rounding adds a relative excess of about `max(p, q) * 2^-24 * (|W|_F / |W|_2)^2` at most in
-    float32. Zero with zero gradient at the zero matrix; NaN if there is a NaN, inf if there is an
-    infinity. The gradient is finite for every finite matrix, also at repeated singular values.
+    float32 (`inflation` reports it). Zero with zero gradient at the zero matrix; NaN if there is a
+    NaN, inf if there is an infinity. The gradient is finite for every finite matrix, also at
+    repeated singular values.
 
     Raises:
         ValueError: for fewer than two axes, an empty axis, a dtype that is not floating or an
@@ -127,15 +129,55 @@ def enclosure(
     return widened(Enclosure(*found), lost)
 
 
-@functools.partial(jax.jit, static_argnames=("num_iters", "final", "gradient"))
+def inflation(matrix: Array, *, num_iters: int = 4, final: str = "deflated") -> Array:
+    """How much of `gram_iteration` is proved rounding: the bound over what it is without, minus 1.
+
+    What is left of the distance to the norm is the iteration's own and falls with `num_iters`;
+    this part falls in float64 alone.
+
+    Args:
+        matrix, num_iters, final: As in `gram_iteration`, a number of products.
+
+    Returns:
+        `float[...]`, 0 for the zero matrix, NaN where the bound is not finite.
+
+    >>> import jax
+    >>> matrix = jax.random.normal(jax.random.key(0), (64, 64))
+    >>> bool(1e-5 < inflation(matrix) < 5e-4)
+    True
+    """
+    matrix, lost = as_device_array(matrix, axis=(-2, -1))
+    re, im = checked_matrix(matrix)
+    _checks.integer(1, num_iters=num_iters)
+    _checks.one_of(FINALS, final=final)
+    bound, without = (
+        gram_bound(re, im, num_iters=num_iters, final=final, rounding=rounding)
+        for rounding in (True, False)
+    )
+    return relative(raised(bound, lost), without)
+
+
+def relative(bound, without):
+    """`bound / without - 1`, and 0 where both are 0."""
+    zero = without == 0
+    return lax.stop_gradient(jnp.where(zero, 0, bound / jnp.where(zero, 1, without) - 1))
+
+
+@functools.partial(jax.jit, static_argnames=("num_iters", "final", "gradient", "rounding"))
 def gram_bound(
-    re: Array, im: Array | None, *, num_iters: int, final="deflated", gradient="bound"
+    re: Array,
+    im: Array | None,
+    *,
+    num_iters: int,
+    final="deflated",
+    gradient="bound",
+    rounding=True,
 ) -> Array:
     """`gram_iteration` of `re + i im`, `float[..., p, q]` each; `im` is None for real matrices."""
     if gradient == "norm":
         return gram_enclosure(re, im, num_iters=num_iters, tol=0.0, final=final)[1]
     scaled_re, scaled_im, outer = _normalized(re, im)
-    bound, _ = scaled_bound(scaled_re, scaled_im, num_iters, final)
+    bound, _ = scaled_bound(scaled_re, scaled_im, num_iters, final, rounding=rounding)
     return _unscaled(None, bound, outer, re, im)[1]
 
 

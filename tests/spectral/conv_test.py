@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipjax.spectral import conv_enclosure, conv_gram_iteration, conv_spectral_norm
+from lipjax.spectral import (
+    conv_enclosure,
+    conv_gram_iteration,
+    conv_inflation,
+    conv_spectral_norm,
+)
 from lipjax.spectral._symbol import fourier_matrix, frequencies
 from lipjax.spectral.gram import gram_bound
 from tests import oracles
@@ -435,3 +440,15 @@ def test_norms_of_the_two_paddings_in_order(name):
     assert max(*zero, *ring.values()) <= everywhere
     if name == "checkerboard":  # the circular norm at the same odd size is no bound
         assert norm(5, "zero") > 1.05 * ring[5]
+
+
+def test_inflation_is_the_rounding_that_was_added():
+    kernel = jnp.asarray(RNG.normal(size=(3, 3, 8, 6)), jnp.float32)
+    for options in (dict(padding="circular", input_size=6), dict(padding="any")):
+        bound = float(conv_gram_iteration(kernel, num_iters=5, **options))
+        part = float(conv_inflation(kernel, num_iters=5, **options))
+        with jax.enable_x64(True):
+            exact = float(conv_gram_iteration(np.float64(kernel), num_iters=5, **options))
+        assert 1e-7 < part < 1e-4
+        np.testing.assert_allclose(bound / exact - 1, part, rtol=0.5, atol=5e-7)
+    assert conv_inflation(jnp.zeros((3, 3, 2, 2)), padding="circular", input_size=6) == 0

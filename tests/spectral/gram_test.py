@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from lipjax.spectral import _iteration, _products, enclosure, gram_iteration
+from lipjax.spectral import _iteration, _products, enclosure, gram_iteration, inflation
 from lipjax.spectral.gram import FINALS, gram_bound, gram_enclosure
 from tests import oracles
 
@@ -324,3 +324,24 @@ def test_second_derivative_is_that_of_the_returned_number(shape):
         turned = jax.jvp(slope, (jnp.asarray(matrix),), (jnp.asarray(way),))[1]
         differences = (slope(matrix + 1e-5 * way) - slope(matrix - 1e-5 * way)) / 2e-5
         np.testing.assert_allclose(turned, differences, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_iters", [4, 10])
+def test_inflation_is_the_rounding_that_was_added(num_iters):
+    """Without it, float32 results of many products land below the norm: it is not for show."""
+    matrices = RNG.normal(size=(200, 24, 16)).astype(np.float32)
+    matrices[0] = 0
+    bound = np.float64(gram_iteration(matrices, num_iters=num_iters))
+    part = np.float64(inflation(matrices, num_iters=num_iters))
+    assert part[0] == 0 and (part[1:] > 1e-7).all() and (part < 1e-4).all()
+    with jax.enable_x64(True):
+        exact = np.float64(gram_iteration(np.float64(matrices), num_iters=num_iters))
+        assert np.nanmax(inflation(np.float64(matrices), num_iters=num_iters)) < 1e-12
+    np.testing.assert_allclose(bound[1:] / exact[1:] - 1, part[1:], rtol=0.5, atol=5e-7)
+
+
+def test_inflation_of_what_is_not_finite_is_nan():
+    for bad in (np.nan, np.inf):
+        assert np.isnan(inflation(jnp.full((3, 3), bad)))
+    with pytest.raises(ValueError, match="num_iters"):
+        inflation(jnp.ones((3, 3)), num_iters="auto")
