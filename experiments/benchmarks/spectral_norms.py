@@ -7,8 +7,9 @@ Every method runs in this process in turn, round by round; a time is the median 
 the whole call, waited for. Kernels: "gauss", independent normal entries; "struct", a few strong
 rank-one channel mixes times smooth windows over noise, as trained kernels look; "ortho", an
 orthogonal mix of the channels with a tenth of noise, where all singular values are near the
-largest. Truth is the SVD at every frequency in float64. Memory is what the compiled program asks
-for beside its arguments. Writes JSON and, beside it, a plot.
+largest. Truth is the SVD at every frequency in float64; the bound for every size is held against
+the norm at this one. Memory is what the compiled program asks for beside its arguments. Writes JSON
+and, beside it, a plot.
 """
 
 import argparse
@@ -25,8 +26,8 @@ import numpy as np
 
 from experiments.benchmarks import reference_norms as reference
 from lipjax import selfcheck
-from lipjax.spectral import conv_gram_iteration
-from lipjax.spectral._symbol import fourier_matrix, frequencies
+from lipjax.spectral import conv_gram_iteration, conv_inflation, conv_kernel_bound
+from lipjax.spectral._symbol import CPU_FLOATS, fourier_matrix, frequencies
 
 SVD_FLOPS = 2e11
 """`fft_svd` is timed up to this estimate of its operations."""
@@ -86,6 +87,8 @@ def measure(kind, c, k, n, rounds) -> dict:
         )
         for count in (*COUNTS, "auto")
     }
+    if k == 3 and c <= 64:
+        methods["lipjax, every size, 3"] = functools.partial(conv_kernel_bound, num_iters=3)
     methods["lipjax 4, value and gradient"] = jax.value_and_grad(methods["lipjax 4"])
     methods = {name: jax.jit(fn) for name, fn in methods.items()}
     memory = {"lipjax 5": workspace(methods["lipjax 5"], kernel)}
@@ -116,6 +119,8 @@ def measure(kind, c, k, n, rounds) -> dict:
             times[name].append(time.perf_counter() - start)
     row = {"kernel": kind, "channels": c, "window": k, "size": n, "truth": truth}
     row["flops per product"] = 4 * c**3 * count
+    row["inflation of lipjax 4"] = float(conv_inflation(kernel, padding="circular", input_size=n))
+    row["batched product gflops"] = batched(c)
     row["workspace bytes"] = memory
     row["methods"] = {
         name: {"excess": values[name] / truth - 1, "ms": 1e3 * statistics.median(times[name])}
@@ -192,11 +197,29 @@ def peak() -> float:
     return 2 * 1024**3 / best / 1e9
 
 
+@functools.lru_cache
+def batched(c) -> float:
+    """GFLOP/s of the bare products of one chunk, operands laid out: the ceiling of a program."""
+    chunk = max(1, CPU_FLOATS // (5 * c * c))
+    left, right = jnp.ones((chunk, c, 2 * c)), jnp.ones((chunk, 2 * c, c))
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest"))
+    product(left, right).block_until_ready()
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        product(left, right).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 4 * chunk * c**3 / best / 1e9
+
+
 def show(row) -> None:
     """One line per method."""
     print(f"\n{row['kernel']} {row['channels']} channels, window {row['window']}, n {row['size']}")
     for name, found in row["methods"].items():
         print(f"  {name:<30} {found['excess']:+10.1e} {found['ms']:10.2f} ms")
+    speed = 4 * row["flops per product"] / row["methods"]["lipjax 4"]["ms"] / 1e6
+    ceiling = row["batched product gflops"]
+    print(f"  lipjax 4 at {speed:.0f} GFLOP/s; its bare products alone at {ceiling:.0f}")
 
 
 def plot(path, report) -> None:

@@ -345,3 +345,14 @@ def test_inflation_of_what_is_not_finite_is_nan():
         assert np.isnan(inflation(jnp.full((3, 3), bad)))
     with pytest.raises(ValueError, match="num_iters"):
         inflation(jnp.ones((3, 3)), num_iters="auto")
+
+
+def test_negative_control_sums_that_lose_every_term_but_the_first():
+    """1000 blocks of a long column, each too small to change the float32 sum before it."""
+    column = np.zeros((1000, 256), np.float32)
+    column[0, 0], column[1:, 0] = 1, np.sqrt(0.98 * 2.0**-24)
+    column = column.reshape(-1, 1)
+    exact = np.sqrt(np.square(np.float64(column)).sum())
+    bound = float(gram_iteration(column, num_iters=1))
+    assert exact <= bound <= exact * (1 + 2e-4)
+    assert gram_bound(jnp.asarray(column), None, num_iters=1, rounding=False) < exact
