@@ -110,8 +110,16 @@ def test_frozen_weights_are_on_the_sound_side():
 def test_a_witness_that_underflows_is_no_proof():
     """Weights so far apart that `exp(2 log_q)` is 0 or infinite: the row sums see only a part."""
     kernel = jnp.array([[1.5, 0.0], [0.0, 1.5]])
-    for log_q in ([-800.0, 0.0], [800.0, 0.0], [-400.0, 400.0]):
+    for log_q in ([-800.0, 0.0], [800.0, 0.0], [-400.0, 400.0], [-400.0, -400.0]):
         weights = forms.Linear(kernel, jnp.zeros(2), jnp.array(log_q))
         assert forms.linear_bound(weights).value >= 1.5
         window = forms.Linear(kernel[None, None], jnp.zeros(2), jnp.array(log_q))
         assert forms.linear_bound(window).value >= 1.5
+
+
+@pytest.mark.parametrize("window", [(), (1, 1)])
+def test_a_kernel_whose_square_underflows_is_not_zero(window):
+    with jax.enable_x64(True):
+        kernel = jnp.full((*window, 1, 1), 1e-170)
+        weights = forms.Linear(kernel, jnp.zeros(1), jnp.zeros(1))
+        assert forms.linear_bound(weights).value >= 1e-170
