@@ -136,6 +136,7 @@ def is_zero(x):
     read subnormal numbers as zero. Halves of the bits are no floats to anybody.
     """
     halves = lax.bitcast_convert_type(lax.stop_gradient(x), jnp.uint16)
+    halves = halves[..., None] if x.dtype.itemsize == 2 else halves
     mask = np.full(halves.shape, 0xFFFF, np.uint16)
     mask[..., -1] = 0x7FFF
     return jnp.max(halves & jnp.asarray(mask), axis=-1) == 0

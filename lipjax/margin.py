@@ -96,7 +96,8 @@ def radius(
     pairs = pair_constants(head, label, logits)
     # Only a constant of exactly 0 means that a pair never changes places.
     never = (pairs == 0) | constant_is_zero
-    pairs = jnp.maximum(pairs * constant.astype(logits.dtype), limits.tiny)
+    scale = jnp.maximum(constant.astype(logits.dtype), limits.tiny)
+    pairs = jnp.maximum(pairs * scale, limits.tiny)
     distance = jnp.minimum(lead / jnp.where(never, 1, pairs), limits.max)
     distance = jnp.where(never | jnp.isinf(lead), jnp.inf, distance)
     distance = jnp.where(lead > 0, distance, 0)
@@ -123,7 +124,8 @@ def certify(
 
     Returns:
         A `Certificate`: the class of the largest logit (the first at a tie, then with radius 0), or
-        `ABSTAIN` with radius 0 if a logit is NaN; `info` holds the `margin`.
+        `ABSTAIN` with radius 0 if a logit is NaN; `info` holds the `margin`. Both are those of the
+        logits as JAX holds them: float64 ones may tie where it runs in 32 bits.
 
     >>> import jax.numpy as jnp
     >>> certify(jnp.array([0.0, 2.0]), lipschitz=1.0).prediction.item()

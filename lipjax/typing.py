@@ -24,7 +24,7 @@ class Bound:
     Attributes:
         value: The number, a float or an array.
         kind: `"upper"`: never below the truth. `"lower"`: never above it. `"exact"`: the truth
-            up to the rounding of its dtype. `"estimate"`: no promise.
+            up to the rounding of its dtype (0 and 1 are meant as they are). `"estimate"`: no promise.
 
     >>> Bound(2.0, "upper") * Bound(1.0, "exact")
     Bound(value=2.0, kind='upper')
@@ -54,9 +54,24 @@ class Bound:
         for factor in (self.value, other.value):
             if not isinstance(factor, jax.core.Tracer) and np.any(np.asarray(factor) < 0):
                 raise ValueError(f"value is {factor!r}; a Lipschitz constant is at least 0.")
-        proved = self.proves_upper and other.proves_upper
-        value = _product_not_below(self.value, other.value) if proved else self.value * other.value
-        return Bound(value, "upper" if proved else "estimate")
+        if not (self.proves_upper and other.proves_upper):
+            return Bound(self.value * other.value, "estimate")
+        return Bound(_product_not_below(self._upper_value(), other._upper_value()), "upper")
+
+    def _upper_value(self):
+        """The value, or a number not below the truth that an exact one was rounded from."""
+        value = self.value
+        if isinstance(value, jax.Array):
+            if self.kind == "upper" or not jnp.issubdtype(value.dtype, jnp.floating):
+                return value
+            return jnp.where(is_zero(value) | (value == 1), value, round_up(value))
+        value = np.asarray(value)
+        if value.dtype.kind != "f":
+            wide = value.astype(np.float64)
+            return np.where(wide >= 2**53, np.nextafter(wide, np.inf), wide)
+        above = np.nextafter(value, np.array(np.inf, value.dtype))
+        fixed = np.isin(value, (0, 1)) | (self.kind == "upper")
+        return np.where(fixed, value, above).astype(np.float64)
 
     @property
     def proves_upper(self) -> bool:
@@ -68,16 +83,18 @@ def _product_not_below(a, b):
     """The product, one step up unless a factor is 0 or 1: in float64, or as JAX arrays."""
     if not isinstance(a, jax.Array) and not isinstance(b, jax.Array):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             product = a * b
         exact = np.isin(a, (0, 1)) | np.isin(b, (0, 1))
         product = np.where(exact, product, np.nextafter(product, np.inf))
+        product = np.where((a == 0) | (b == 0), 0, product)
         return product if product.ndim else float(product)
     arrays = [x for x in (a, b) if isinstance(x, jax.Array)]
     dtype = jnp.result_type(*arrays)
     dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
     (a, a_zero), (b, b_zero) = (_rounded_up(x, dtype) for x in (a, b))
     positive = jnp.maximum(round_up(a * b), jnp.finfo(dtype).tiny)
+    positive = jnp.where((a < 0) | (b < 0), jnp.nan, positive)  # traced ones are not refused
     return jnp.where(a_zero | b_zero, 0, positive)
 
 

@@ -302,3 +302,12 @@ def test_a_float64_head_in_a_64_bit_program():
         head = jnp.array([[1.0, 1 + 1e-9]], jnp.float64)
         found = float(margin.radius(logits, 0, lipschitz=1.0, head=head))
     assert 1.9e9 < found <= 2 / (np.float64(head)[0, 1] - 1)
+
+
+@pytest.mark.parametrize("constant", [1e-39, 1e-44, 1e-300])
+def test_float32_logits_and_a_tiny_constant_in_a_64_bit_program(constant):
+    with jax.enable_x64(True):
+        logits, head = jnp.array([1.0, 0], jnp.float32), jnp.array([[1e19, 0.0]], jnp.float32)
+        for transform in (lambda f: f, jax.jit):
+            found = transform(lambda f: margin.radius(f, 0, lipschitz=constant, head=head))(logits)
+            assert 0 < float(found) * constant * 1e19 <= 1

@@ -1,5 +1,7 @@
 """Bounds keep the weakest kind."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,3 +60,30 @@ def test_mixed_factors_are_not_lost(small, large):
         Bound(large, "upper") * Bound(small, "upper"),
     ):
         assert float(product.value) >= 1e-50 * 1e38 * (1 - 1e-7)
+
+
+def test_exact_factors_count_what_they_were_rounded_by():
+    rng = np.random.default_rng(0)
+    for a, b, c, d in rng.integers(1, 400, (2000, 4)).tolist():
+        found = Bound(a / b, "exact") * Bound(c / d, "exact")
+        assert Fraction(found.value) >= Fraction(a, b) * Fraction(c, d)
+        assert found.value <= (a / b) * (c / d) * (1 + 1e-15)
+    single = Bound(np.float32(0.7), "exact") * Bound(1.0, "exact")
+    assert 0.7 <= single.value < 0.7000001
+    assert (Bound(2**53 + 1, "upper") * Bound(1.0, "exact")).value >= 2**53 + 1
+    assert (Bound(1.0, "exact") * Bound(1.0, "exact")).value == 1.0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_factors(dtype):
+    found = Bound(jnp.asarray([[0.0, 2.0, 0.5]], dtype), "upper") * Bound(0.3, "upper")
+    assert found.value.shape == (1, 3) and found.value[0, 0] == 0
+    assert (np.float64(found.value)[0, 1:] >= [0.6, 0.15]).all()
+
+
+def test_zero_times_what_was_not_proved_and_traced_negative_factors():
+    for bad in (np.inf, np.nan):
+        assert (Bound(0.0, "exact") * Bound(bad, "upper")).value == 0
+        assert (Bound(jnp.float32(0), "exact") * Bound(jnp.float32(bad), "upper")).value == 0
+    traced = jax.jit(lambda x: (Bound(x, "upper") * Bound(2.0, "upper")).value)
+    assert np.isnan(traced(-3.0))

@@ -189,4 +189,7 @@ def _parse(path: Path, content: bytes, shape, origin) -> np.ndarray:
     if len(content) != size:
         expected = f"{size} bytes for the shape {found_shape}"
         raise _files.damaged(path, expected, f"{len(content)}", origin)
-    return np.frombuffer(content, np.uint8, offset=start).reshape(found_shape).copy()
+    try:
+        return np.frombuffer(content, np.uint8, offset=start).reshape(found_shape).copy()
+    except ValueError as error:  # more axes than NumPy has, or lengths beside a zero
+        raise _files.damaged(path, "a shape that fits", f"{found_shape}", origin) from error

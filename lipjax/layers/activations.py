@@ -95,6 +95,14 @@ def leaky_relu(alpha: float = 0.1) -> Activation:
     return Activation(f"leaky_relu({alpha})", lambda x: jax.nn.leaky_relu(x, alpha), (alpha, 1.0))
 
 
+@functools.cache
+def group_sort_of(group_size: int) -> Activation:
+    """`group_sort` with groups of that size."""
+    _checks.integer(1, group_size=group_size)
+    sort = functools.partial(group_sort, group_size=group_size)
+    return Activation(f"group_sort({group_size})", sort, None)
+
+
 _SELU_SLOPE = 1.0507009873554805 * 1.6732632423543772
 
 RELU = Activation("relu", jax.nn.relu, (0.0, 1.0))

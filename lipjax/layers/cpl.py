@@ -58,6 +58,7 @@ def constrain_dense(params: Params, *, num_iters: int = 6, gradient: str = "norm
     of the norm itself, which costs no further product and has no second derivative (asking for one
     is an error); `gradient="bound"` has, as in `gram_iteration`.
     """
+    params = Params(*map(jnp.asarray, params))
     scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
     norm = gram_iteration(params.kernel / scale, num_iters=num_iters, gradient=gradient)
     return _constrain(params, norm, scale)
@@ -76,6 +77,7 @@ def constrain_conv(
     `padding="any"` holds for zero and circular padding at every size. For `"zero"` or `"circular"`
     with an `input_size` the norm is a little smaller and valid there alone.
     """
+    params = Params(*map(jnp.asarray, params))
     scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
     norm = conv_gram_iteration(
         params.kernel / scale,

@@ -88,8 +88,8 @@ def residual_dense(weights: Residual, x: Array, *, activation="relu") -> Array:
     _check_made(weights, Residual)
     s = activations.slope_restricted(activation)
     _check_width(weights.kernel, x)
-    hidden = s(add_bias(x @ weights.kernel, weights.bias))
-    return x - (hidden * jnp.broadcast_to(weights.step, hidden.shape)) @ weights.kernel.T
+    hidden = _stepped(s(add_bias(x @ weights.kernel, weights.bias)), weights.step)
+    return x - hidden @ weights.kernel.T
 
 
 def residual_conv(
@@ -99,10 +99,16 @@ def residual_conv(
     _check_made(weights, Residual)
     s = activations.slope_restricted(activation)
     hidden = s(add_bias(convolve(x, weights.kernel, padding=padding), weights.bias))
-    hidden = hidden * jnp.broadcast_to(weights.step, hidden.shape)
+    hidden = _stepped(hidden, weights.step)
     dims = weights.kernel.ndim - 2
     spatial = x.shape[-dims - 1 : -1]
     return x - adjoint(hidden, weights.kernel, spatial, padding=padding)
+
+
+def _stepped(hidden, step):
+    """`hidden * step`; a unit whose step is 0 is switched off, also where it overflowed."""
+    step = jnp.broadcast_to(step, hidden.shape)
+    return jnp.where(step == 0, 0, hidden * step)
 
 
 def linear_bound(weights: Linear) -> Bound:

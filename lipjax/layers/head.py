@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lipjax import _checks
-from lipjax._numerics import on_host_float64, safe_norm, safe_reciprocal
+from lipjax._numerics import on_host_float64, power_of_two, safe_norm, safe_reciprocal
 from lipjax.layers import _initializers, forms
 from lipjax.spectral.gram import gram_iteration
 from lipjax.typing import Array, Bound
@@ -44,9 +44,10 @@ def init_dense(key: Array, in_features: int, num_classes: int) -> Params:
 
 def constrain_dense(params: Params) -> Params:
     """The weights: columns divided by their norms, up to rounding; zero columns stay zero."""
-    norms = safe_norm(params.kernel, axis=0, keepdims=True)
-    scale = jnp.broadcast_to(safe_reciprocal(norms), params.kernel.shape)
-    return Params(params.kernel * scale, params.bias)
+    largest = jnp.max(jnp.abs(params.kernel), axis=0, keepdims=True)
+    kernel = params.kernel / jnp.broadcast_to(power_of_two(largest), params.kernel.shape)
+    norms = safe_norm(kernel, axis=0, keepdims=True)
+    return Params(kernel * jnp.broadcast_to(safe_reciprocal(norms), kernel.shape), params.bias)
 
 
 def apply_dense(weights: Params, x: Array) -> Array:

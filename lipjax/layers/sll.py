@@ -107,6 +107,7 @@ def _init(key, shape) -> Params:
 
 
 def _constrain(params, diagonal) -> Residual:
+    params = Params(*map(jnp.asarray, params))
     scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
     t = diagonal(params.kernel / scale, log_q=params.log_q)
     step = forms.representable(round_down(2 * safe_reciprocal(t), 2) / scale / scale)

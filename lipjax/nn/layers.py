@@ -6,6 +6,7 @@ state: call them under plain `jax.jit`, `jax.vmap` and `jax.grad`.
 
 from flax import nnx
 
+from lipjax import _checks
 from lipjax.layers import _convolution, activations, aol, cpl, head, rescaled, sll
 from lipjax.nn.constrained import Constrained
 from lipjax.typing import Bound
@@ -108,6 +109,7 @@ class _LinearConv(Constrained):
         rngs: nnx.Rngs,
     ):
         _convolution.check_padding(padding)
+        _checks.per_axis(2, strides=strides)
         super().__init__(
             self.module.init_conv(rngs.params(), in_features, out_features, kernel_size=kernel_size)
         )
@@ -235,6 +237,7 @@ class RescaledDense(_LinearDense):
         tighten: bool = False,
         rngs: nnx.Rngs,
     ):
+        _checks.integer(1, num_iters=num_iters)
         super().__init__(in_features, out_features, rngs=rngs)
         self.options = {"num_iters": num_iters, "tighten": tighten}
 
@@ -267,6 +270,7 @@ class RescaledConv(_LinearConv):
         strides: int | tuple[int, int] = 1,
         rngs: nnx.Rngs,
     ):
+        _checks.integer(1, num_iters=num_iters)
         super().__init__(
             in_features, out_features, kernel_size, padding=padding, strides=strides, rngs=rngs
         )
@@ -303,6 +307,7 @@ class GroupSort(nnx.Module):
     """`lipjax.layers.activations.group_sort` as a module."""
 
     def __init__(self, group_size: int = 2):
+        self.activation = activations.group_sort_of(group_size)
         self.group_size = group_size
 
     def __call__(self, x):

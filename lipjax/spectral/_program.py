@@ -143,8 +143,9 @@ class Walk:
         if name in CALLS:
             slope = self.slope(params.get("name"), inner, inputs)
             if slope is not None:
-                (value,) = (i for i in inputs if isinstance(i, Value))
-                node = self.flush(value)
+                ((value, var),) = (p for p in zip(inputs, eqn.invars) if isinstance(p[0], Value))
+                copies = math.prod(eqn.outvars[0].aval.shape) // max(1, math.prod(var.aval.shape))
+                node = self.flush(self.copied(eqn, value, copies))
                 if isinstance(slope, jax.Array) or slope != 1:
                     node = self.layer(node, self.name(eqn, params["name"]), "activation", slope)
                 return [Value(node)]

@@ -64,8 +64,8 @@ def gram_iteration(
     it is at most `min(p, q)^(2^-(num_iters + 1))` times the norm and never grows with `num_iters`;
     rounding adds a relative excess of about `max(p, q) * 2^-24 * (|W|_F / |W|_2)^2` at most in
     float32 (`inflation` reports it). Zero with zero gradient at the zero matrix; NaN if there is a
-    NaN, inf if there is an infinity. The gradient is finite for every finite matrix, also at
-    repeated singular values.
+    NaN, inf if there is an infinity. The gradient is finite for every matrix with entries up
+    to 1e30 (in float32; `gradient="norm"`: for every finite one), also at repeated singular values.
 
     Raises:
         ValueError: for fewer than two axes, an empty axis, a dtype that is not floating or an

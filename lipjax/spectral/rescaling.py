@@ -60,7 +60,9 @@ def rescale(
     Args:
         matrix: `float[..., p, q]`; leading axes are a batch.
         num_iters: 1 scales like the almost-orthogonal layer; more iterations approach a division
-            by the spectral norm, at one product of the Gram matrix each.
+            by the spectral norm, at one product of the Gram matrix each. The proved rounding limits
+            how far: in float32 Gaussian matrices end at a norm of 0.99 (64 x 48), 0.92 (256 x 256),
+            0.73 (1024 x 1024), from 3 to 6 iterations on. `tighten` makes up for it.
         log_q: `float[..., min(p, q)]`, logarithms of positive weights; None means equal ones.
         tighten: Whether to divide the result by a bound on its norm: the norm is then 1 up to the
             tightness of that bound, at four more products.
@@ -199,7 +201,8 @@ def dominating_diagonal(matrix: Array, *, num_iters: int = 1, log_q: Array | Non
         powers = powers.square(lambda g: matmul(g, g), lambda g: _frobenius(g, (-2, -1)), 0)
     symmetric = (powers.value + _transpose(powers.value)) / 2
     row_sums = einsum("...ij,...j->...i", safe_abs(symmetric), weights)
-    return powers.unwind(row_sums, cols, weights, rows * cols, alive) * unscale * unscale
+    t = powers.unwind(row_sums, cols, weights, rows * cols, alive)
+    return _or_frobenius(t, size, alive) * unscale * unscale
 
 
 @functools.partial(jax.jit, static_argnames="num_iters")
@@ -255,7 +258,18 @@ def conv_dominating_diagonal(
         sums = _abs_sums(symmetric, weights)
         lags = math.prod(powers.value.shape[:-2])
     t = powers.unwind(sums, lags + cols, weights, taps * kernel.size, alive)
-    return t * scale * scale
+    return _or_frobenius(t, size, alive) * scale * scale
+
+
+def _or_frobenius(t, size, alive):
+    """The same `t` for all, the squared Frobenius norm, where the proved rounding left none.
+
+    Not entry by entry: of two diagonals that dominate, the smaller entries need not.
+    """
+    total = round_up(jnp.sum(jnp.square(size), axis=(-2, -1)), 3 * size.shape[-2] * size.shape[-1])
+    lost = jnp.isfinite(total) & ~jnp.isfinite(t).all(-1)
+    instead = jnp.where(alive, total[..., None], 0)
+    return jnp.where(lost[..., None], lax.stop_gradient(instead), t)
 
 
 def _by_frequencies_is_cheaper(window, rows, cols, num_iters) -> bool:

@@ -138,7 +138,7 @@ class Checkpoints:
         _compare(self._directory / str(step), stored, _describe(like, part))
         target = {name: _abstract(leaf) for name, leaf in _arrays(like, part).items()}
         names = _stored_names(about["leaves"])
-        target[_CHECKSUMS] = jax.ShapeDtypeStruct((len(names),), jnp.uint32)
+        target[_CHECKSUMS] = jax.ShapeDtypeStruct((max(1, len(names)),), jnp.uint32)
         arguments = ocp.args.PyTreeRestore(
             target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -232,19 +232,23 @@ def _stored_names(leaves: dict) -> list:
 def _checksums(arrays: dict):
     """`uint32[leaves]`, in the order of the sorted names: any change of one bit changes its own."""
     sums = [_checksum(arrays[name]) for name in sorted(arrays)]
-    return jnp.stack(sums) if sums else jnp.zeros(0, jnp.uint32)
+    return jnp.stack(sums or [jnp.zeros((), jnp.uint32)])
 
 
 def _checksum(array):
     if jnp.iscomplexobj(array):
         array = jnp.stack([array.real, array.imag])
-    if array.dtype in (bool, jnp.int4, jnp.uint4):
+    if array.dtype == bool or array.dtype.name in ("int2", "uint2", "int4", "uint4"):
         array = array.astype(jnp.uint8)
     word = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
     bits = lax.bitcast_convert_type(array, word)
     words = bits.reshape(-1).astype(jnp.uint32)
-    odd = 2 * lax.iota(jnp.uint32, words.size) + 1  # an odd factor keeps every bit apart
-    return jnp.sum(words * odd, dtype=jnp.uint32)
+    # Each step can be undone, so that two words never come out equal at one place.
+    words = (words ^ (lax.iota(jnp.uint32, words.size) * np.uint32(0x9E3779B1))) * np.uint32(
+        0x85EBCA6B
+    )
+    words = (words ^ (words >> 15)) * np.uint32(0xC2B2AE35)
+    return jnp.sum(words ^ (words >> 13), dtype=jnp.uint32)
 
 
 def _text_checksum(about: dict) -> int:

@@ -141,3 +141,12 @@ def test_what_is_read_can_be_written_to(write_idx, tmp_path):
     images = idx.read_mnist(tmp_path, **TINY, md5=None).train.images
     images[0] = 0
     assert images[0].max() == 0
+
+
+@pytest.mark.parametrize("shape", [(1,) * 65, (0, 2**32 - 1, 2**32 - 1)])
+def test_impossible_shapes_name_the_file(tmp_path, shape):
+    file = tmp_path / "odd-ubyte"
+    header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+    file.write_bytes(header + bytes(0 if 0 in shape else 1))
+    with pytest.raises(ValueError, match="odd-ubyte"):
+        idx.read_idx(file)

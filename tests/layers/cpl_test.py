@@ -71,3 +71,9 @@ def test_tiny_and_zero_kernels_stay_finite():
         kernel = np.float32(scale) * np.ones((4, 3), np.float32)
         y = cpl.apply_dense(cpl.constrain_dense(cpl.Params(kernel, jnp.zeros(3))), jnp.ones(4))
         assert np.isfinite(y).all()
+
+
+def test_parameters_of_numpy_are_taken_as_jax_holds_them():
+    rng = np.random.default_rng(0)
+    params = cpl.Params(rng.normal(size=(4, 3)), np.zeros(3))
+    assert cpl.apply_dense(cpl.constrain_dense(params), jnp.ones(4)).shape == (4,)

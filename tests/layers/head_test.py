@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lipjax.layers import head
 from tests import oracles
@@ -24,3 +25,12 @@ def test_the_map_to_all_logits_expands_and_the_bound_says_so():
     bound = head.bound(weights)
     assert np.sqrt(5) * (1 - 1e-6) <= oracles.norm(weights.kernel) <= bound.value < 2.25
     assert bound.kind == "upper"
+
+
+@pytest.mark.parametrize("size", [1e-37, 1e30, 1e38])
+def test_columns_of_any_size_are_divided(size):
+    params = head.Params(jnp.full((4, 3), size, jnp.float32), jnp.zeros(3))
+    np.testing.assert_allclose(head.constrain_dense(params).kernel, 0.5, rtol=1e-6)
+    np.testing.assert_allclose(head.freeze_dense(params).kernel, 0.5, rtol=1e-6)
+    slope = jax.grad(lambda p: head.constrain_dense(p).kernel[0, 0])(params).kernel
+    assert np.isfinite(slope).all()

@@ -117,3 +117,16 @@ def test_gradients_for_kernels_of_any_scale(scale):
 def test_bad_sizes_are_named(call, word):
     with pytest.raises(ValueError, match=word):
         call(jax.random.key(0))
+
+
+def test_a_kernel_beyond_all_steps_is_switched_off():
+    params = sll.Params(jnp.full((4, 3), 1e38), jnp.zeros(3), jnp.zeros(3))
+    weights = sll.constrain_dense(params)
+    x = jnp.array([1.0, -2.0, 300.0, 0.5])
+    np.testing.assert_array_equal(sll.apply_dense(weights, x), x)
+
+
+def test_parameters_of_numpy_are_taken_as_jax_holds_them():
+    rng = np.random.default_rng(0)
+    params = sll.Params(rng.normal(size=(4, 3)), np.zeros(3), np.zeros(3))
+    assert sll.apply_dense(sll.constrain_dense(params), jnp.ones(4)).shape == (4,)

@@ -81,3 +81,23 @@ def test_linen_users_are_served_by_the_bridge():
     x = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
     variables = linen.init(jax.random.key(0), x)
     assert linen.apply(variables, x).shape == (2, 6)
+
+
+def test_bad_options_are_refused_when_the_module_is_made():
+    rngs = nnx.Rngs(0)
+    for make, word in (
+        (lambda: nn.RescaledDense(4, 4, num_iters=0, rngs=rngs), "num_iters"),
+        (lambda: nn.RescaledConv(4, 4, num_iters=0, rngs=rngs), "num_iters"),
+        (lambda: nn.AOLConv(4, 4, strides=0, rngs=rngs), "strides"),
+        (lambda: nn.GroupSort(0), "group_size"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            make()
+
+
+def test_group_sort_between_layers():
+    stack = nn.Stack(
+        lambda rngs: nn.AOLDense(8, 8, rngs=rngs), 2, between=nn.GroupSort(4), rngs=nnx.Rngs(0)
+    )
+    y = stack(jnp.arange(8.0)[None])[0].reshape(2, 4)
+    assert (jnp.diff(y) >= 0).all()

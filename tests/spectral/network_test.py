@@ -373,3 +373,18 @@ def test_a_loop_without_a_pass_changes_nothing():
     ends = network_bound(lambda x: lax.scan(step, 3 * x, none)[0], jnp.ones(2))
     np.testing.assert_allclose(ends.value, 3.0, rtol=1e-5)
     assert network_bound(lambda x: lax.scan(step, x, none)[1], jnp.ones(2)).value == 0
+
+
+@pytest.mark.parametrize(
+    "fn,size,truth",
+    [
+        (lambda x: jax.nn.leaky_relu(x, jnp.ones((4, 3))), (3,), 2.0),
+        (lambda x: jax.nn.elu(x, jnp.ones((4, 1))), (3,), 2.0),
+        (lambda x: jax.nn.leaky_relu(x, jnp.ones(100)), (), 10.0),
+        (lambda x: jax.nn.leaky_relu(x, jnp.ones(3)), (3,), 1.0),
+    ],
+)
+def test_an_argument_of_an_activation_that_copies_its_input(fn, size, truth):
+    with jax.numpy_rank_promotion("allow"):
+        found = float(network_bound(fn, jnp.ones(size)).value)
+    assert truth <= found <= truth * (1 + 1e-5)

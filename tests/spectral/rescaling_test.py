@@ -248,3 +248,11 @@ def test_bad_input_is_named():
         conv_rescale(jnp.ones((3, 3)))
     with pytest.raises(ValueError, match="num_iters"):
         rescale(jnp.ones((3, 2)), num_iters=0)
+
+
+def test_more_iterations_than_float32_can_prove_leave_no_zeros():
+    matrix = jax.random.normal(jax.random.key(0), (64, 48))
+    norms = [oracles.norm(rescale(matrix, num_iters=n)) for n in (12, 20)]
+    assert 0.9 < norms[0] <= 1 and 0.05 < norms[1] <= 1
+    kernel = conv_rescale(jax.random.normal(jax.random.key(0), (1, 1, 64, 48)), num_iters=12)
+    assert 0.05 < oracles.norm(kernel[0, 0]) <= 1

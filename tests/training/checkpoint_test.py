@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lipjax.training import init_state, make_step
+from lipjax.training import checkpoint, init_state, make_step
 from lipjax.training.checkpoint import Checkpoints
 
 
@@ -276,3 +276,19 @@ def test_a_changed_bit_is_noticed(tmp_path):
                 with pytest.raises(ValueError, match=r"damaged.*'w'.*no other one is left"):
                     checkpoints.restore_latest(state)
         assert_same(checkpoints.restore_latest(state).state, state)
+
+
+def test_a_state_without_leaves_comes_back(tmp_path):
+    for name, state in (("none", {}), ("empty", {"a": jnp.zeros((0, 3))})):
+        with Checkpoints(tmp_path / name, every=1) as checkpoints:
+            checkpoints.save(1, state, {"epoch": 2})
+            restored, meta = checkpoints.restore_latest(state)
+        assert_same(restored, state)
+        assert meta == {"epoch": 2}
+
+
+def test_checksums_tell_exchanged_entries_and_signs_apart():
+    x = jnp.ones(1024).at[256].set(2.0)
+    others = (-x, jnp.roll(x, 256), jnp.roll(x, 1), x[::-1])
+    sums = {int(checkpoint._checksum(v)) for v in (x, *others)}
+    assert len(sums) == 5
