@@ -141,8 +141,11 @@ def along_segment(fn, x, label, attack: Attack, norm, num_halvings: int = 8):
     return lax.scan(halve, start, length=num_halvings)[0][2]
 
 
-def targets_of(fn, x, label, norm, num_restarts):
-    """`int[n, restarts]`: runners-up by the distance of their linearized decision boundary."""
+def targets_of(fn, x, label, norm, num_restarts, unroll=False):
+    """`int[n, restarts]`: runners-up by the distance of their linearized decision boundary.
+
+    Their gradients are found one after the other, or with `unroll` at once: more memory, no loop.
+    """
     n = x.shape[0]
     logits, pullback = jax.vjp(fn, x)
     classes = logits.shape[-1]
@@ -155,7 +158,7 @@ def targets_of(fn, x, label, norm, num_restarts):
         (gradient,) = pullback(jax.nn.one_hot(runner, classes, dtype=logits.dtype) - mine)
         return _length(gradient.reshape(n, -1), "l2" if norm == "l2" else "l1")
 
-    slopes = lax.map(slope, runners.T).T
+    slopes = (jax.vmap(slope) if unroll else lambda r: lax.map(slope, r))(runners.T).T
     usable = slopes > 0
     boundary = gaps.astype(slopes.dtype) / jnp.where(usable, slopes, 1)
     boundary = jnp.where(usable, boundary, jnp.inf)

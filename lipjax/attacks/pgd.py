@@ -171,7 +171,7 @@ def minimal_distance(
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "num_restarts", "norm", "unroll"))
 def _pgd(keys, fn, x, label, eps, step_size, bounds, *, num_steps, num_restarts, norm, unroll):
-    targets = targets_of(fn, x, label, norm, num_restarts)
+    targets = targets_of(fn, x, label, norm, num_restarts, unroll)
     options = dict(num_steps=num_steps, norm=norm, unroll=unroll)
     return search(keys, fn, x, label, targets, eps, step_size, bounds, **options)
 

@@ -352,3 +352,13 @@ def test_label_that_is_no_class_is_never_the_class_under_tracing(key):
     attack = run(jnp.array([-1, 4, 0]))
     np.testing.assert_array_equal(attack.success[:2], [True, True])
     np.testing.assert_array_equal(attack.distance[:2], [0, 0])
+
+
+def test_written_out_it_is_the_same_attack(key):
+    fn, x, label, exact = linear_problem(1, "l2")
+    options = dict(
+        eps=jnp.asarray(exact * 1.2, jnp.float32), num_steps=4, num_restarts=2, bounds=None
+    )
+    looped, written = (pgd(key, fn, x, label, unroll=unroll, **options) for unroll in (False, True))
+    np.testing.assert_array_equal(looped.success, written.success)
+    np.testing.assert_allclose(looped.example, written.example, rtol=1e-4, atol=1e-5)
