@@ -97,7 +97,7 @@ def leaky_relu(alpha: float = 0.1) -> Activation:
 
 @functools.cache
 def group_sort_of(group_size: int) -> Activation:
-    """`group_sort` with groups of that size."""
+    """`group_sort` with groups of that size, on `float[..., c]`; 1-Lipschitz."""
     _checks.integer(1, group_size=group_size)
     sort = functools.partial(group_sort, group_size=group_size)
     return Activation(f"group_sort({group_size})", sort, None)
