@@ -452,3 +452,14 @@ def test_inflation_is_the_rounding_that_was_added():
         assert 1e-7 < part < 1e-4
         np.testing.assert_allclose(bound / exact - 1, part, rtol=0.5, atol=5e-7)
     assert conv_inflation(jnp.zeros((3, 3, 2, 2)), padding="circular", input_size=6) == 0
+
+
+def test_automatic_count_looks_beyond_the_frequencies_that_seem_largest():
+    """Eight equal singular values near pi look larger to two products than the one of norm 1.1 at 0."""
+    kernel = np.zeros((3, 16, 16), np.float32)
+    for channel in range(8):
+        kernel[:, channel, channel] = -0.25, 0.5, -0.25
+    kernel[:, 8, 8] = 0.3, 0.5, 0.3
+    bound = conv_gram_iteration(kernel, padding="circular", input_size=200, num_iters="auto")
+    exact = np.float64(kernel[:, 8, 8]).sum()
+    assert exact <= float(bound) <= exact * (1 + 2e-3)
