@@ -7,9 +7,11 @@ VENV ?= .venv
 WORKERS ?= 2
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
-QUICK = tests/typing_test.py tests/margin_test.py tests/layers tests/spectral/gram_test.py \
-  tests/training/step_test.py tests/training/checkpoint_test.py tests/nn/layers_test.py \
-  tests/data/digits_test.py tests/attacks/pgd_test.py tests/contracts_test.py
+QUICK = tests/contracts_test.py tests/typing_test.py tests/numerics_test.py tests/lowering_test.py \
+  tests/margin_test.py tests/soundness_test.py::TestUpperBounds tests/spectral/exact_test.py \
+  tests/layers/aol_test.py tests/layers/sll_test.py tests/layers/lmi_test.py \
+  tests/layers/head_test.py tests/layers/activations_test.py tests/nn/constrained_test.py \
+  tests/training/step_test.py tests/training/checkpoint_test.py tests/data/digits_test.py
 
 .PHONY: demo test test-quick lint notebooks clean
 

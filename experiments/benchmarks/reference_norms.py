@@ -64,11 +64,12 @@ def reshapings(kernel, num_iters=50):
     ]
 
     def estimate(matrix):
-        v = jax.random.normal(jax.random.key(0), (matrix.shape[1],))
-        for _ in range(num_iters):
+        def step(_, v):
             v = matrix.T @ (matrix @ v)
-            v = v / jnp.linalg.norm(v)
-        return jnp.linalg.norm(matrix @ v)
+            return v / jnp.linalg.norm(v)
+
+        v = jax.random.normal(jax.random.key(0), (matrix.shape[1],))
+        return jnp.linalg.norm(matrix @ lax.fori_loop(0, num_iters, step, v))
 
     return math.sqrt(h * w) * jnp.min(jnp.stack([estimate(m) for m in matrices]))
 

@@ -225,6 +225,7 @@ _ACTIVATIONS = {  # the largest slope, rounded up, and the slope that an argumen
     "soft_sign": (1.0, None),
     "selu": (1.7581, None),
     "hard_tanh": (1.0, None),
+    "hard_silu": (1.5, None),
     "squareplus": (1.0, _if_positive),
     "celu": (1.0, _if_positive),
     "elu": (1.0, jnp.abs),

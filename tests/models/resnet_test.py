@@ -46,14 +46,14 @@ def state_dict(width=4, window=3):
     return {name: value.astype(np.float32) for name, value in arrays.items()}
 
 
-@pytest.mark.parametrize("window,size", [(3, 16), (7, 33)])
+@pytest.mark.parametrize("window,size", [(3, 17), (7, 65)])
 def test_bounded_as_it_stands(window, size):
     fn = resnet.from_state_dict(state_dict(window=window))
     x = jnp.asarray(RNG.random((1, size, size, 3)), jnp.float32)
     found = network_bound(fn, x)
     kinds = [layer.kind for layer in found.layers]
     assert kinds.count("conv") == 20 and kinds.count("dense") == 1
-    assert kinds.count("pool") == (2 if window == 7 else 1) - (size == 33 and window == 3)
+    assert kinds.count("pool") == (2 if window == 7 else 1)
     jacobian = np.asarray(jax.jit(jax.jacrev(lambda z: fn(z)[0]))(x)).reshape(10, -1)
     assert oracles.norm(jacobian) <= float(found.value)
 

@@ -93,7 +93,7 @@ def test_linear_programs_are_bounded_tightly(name):
 
 ACTIVATIONS = (
     "relu relu6 silu mish softplus log_sigmoid soft_sign squareplus elu celu selu leaky_relu "
-    "hard_tanh hard_sigmoid sigmoid tanh"
+    "hard_tanh hard_silu hard_sigmoid sigmoid tanh"
 ).split()
 
 
