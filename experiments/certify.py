@@ -53,18 +53,19 @@ def main(arguments=None) -> dict:
     """Certifies a run and returns the report that it wrote."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.certify",
+        usage="%(prog)s RUN [field=value ...] [--data-dir DIR]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN", type=Path)
-    parser.add_argument("assignments", metavar="field=value", nargs="*")
+    parser.add_argument("words", metavar="RUN [field=value ...]", nargs="*")
     parser.add_argument("--data-dir")
     args = parser.parse_intermixed_args(arguments)
+    if not args.words:
+        parser.error("RUN is missing; it must be the directory of a run")
+    run, *assignments = Path(args.words[0]), *args.words[1:]
     try:
-        config = configs.override(
-            configs.read_run(args.run), args.assignments, only=configs.MEASURED
-        )
-        report = certify_run(args.run, config, args.data_dir)
+        config = configs.override(configs.read_run(run), assignments, only=configs.MEASURED)
+        report = certify_run(run, config, args.data_dir)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     broken = report["certified_radii_broken_by_the_attack"]

@@ -139,7 +139,10 @@ def override(config: RunConfig, assignments: list[str], *, only=None) -> RunConf
     inner = {f.partition(".")[2]: v for f, v in changes.items() if "." in f}
     outer = {f: v for f, v in changes.items() if "." not in f}
     if inner:  # all at once: what fits together may not fit one by one
-        outer["model"] = dataclasses.replace(config.model, **inner)
+        try:
+            outer["model"] = dataclasses.replace(config.model, **inner)
+        except (ValueError, TypeError) as error:  # which names the field without its prefix
+            raise ValueError(f"model.{error}") from error
     return dataclasses.replace(config, **outer)
 
 
@@ -163,7 +166,7 @@ def _fitting(field: str, value, current):
         value = float(value)
     optional = {"model.dense_width": int | None, "model.activation": str | None}.get(field)
     fits = isinstance(value, type(current)) and isinstance(value, bool) == isinstance(current, bool)
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and isinstance(current, tuple):
         fits = all(isinstance(part, int | float) for part in value)
         if current and all(isinstance(part, int) for part in current):
             fits = all(isinstance(part, int) for part in value)
@@ -195,14 +198,17 @@ def read_run(run_dir: Path) -> RunConfig:
     try:
         return from_dict(json.loads(path.read_text()))
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}. Train again, or restore it.") from error
+        raise ValueError(
+            f"{path} is damaged: {str(error).rstrip('.')}. Train again, or restore it."
+        ) from error
 
 
 def _build(kind, fields):
     types = {field.name: field.type for field in dataclasses.fields(kind)}
     unknown = set(fields) - set(types)
-    if unknown:
-        raise ValueError(f"config.json has unknown fields {sorted(unknown)}.")
+    if unknown or (kind is RunConfig and not {"data", "model"} <= set(fields)):
+        missing = {"data", "model"} - set(fields) if kind is RunConfig else ()
+        raise ValueError(f"unknown fields {sorted(unknown)}, missing fields {sorted(missing)}.")
     values = {}
     for name, value in fields.items():
         if name == "model":

@@ -29,7 +29,10 @@ def dataset(config: RunConfig, data_dir=None) -> Dataset:
         )
     if not config.hold_out:
         return data
-    rest, held = hold_out(data.train, fraction=config.hold_out, seed=config.seed)
+    try:
+        rest, held = hold_out(data.train, fraction=config.hold_out, seed=config.seed)
+    except ValueError as error:
+        raise ValueError(f"hold_out is {config.hold_out}: {error}") from error
     return dataclasses.replace(data, train=rest, test=held)
 
 
@@ -74,6 +77,12 @@ def augmentation(config: RunConfig):
             image = augment.gaussian_noise(noise_key, image, sigma=config.noise)
         return image
 
+    try:
+        jax.eval_shape(apply, jax.random.key(0), jnp.zeros(config.model.image_shape))
+    except ValueError as error:
+        named = ("affine", "crop", "flip", "jitter", "noise")
+        given = ", ".join(f"{name} is {getattr(config, name)}" for name in named)
+        raise ValueError(f"the augmentation is impossible ({given}): {error}") from error
     return apply
 
 

@@ -18,18 +18,21 @@ def main(arguments=None) -> Path:
     """Trains and returns the run directory."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.train",
+        usage="%(prog)s CONFIG [field=value ...] [--data-dir DIR] [--run-dir DIR]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="configs: " + ", ".join(configs.names()),
     )
-    parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("assignments", metavar="field=value", nargs="*")
+    parser.add_argument("words", metavar="CONFIG [field=value ...]", nargs="*")
     parser.add_argument("--data-dir")
     parser.add_argument("--run-dir", type=Path)
     args = parser.parse_intermixed_args(arguments)
+    if not args.words:
+        parser.error(f"CONFIG is missing; it must be one of {configs.names()}")
+    name, *assignments = args.words
     try:
-        config = configs.override(configs.load(args.config), args.assignments)
-        return train(config, args.run_dir or Path("runs") / args.config, args.data_dir)
+        config = configs.override(configs.load(name), assignments)
+        return train(config, args.run_dir or Path("runs") / name, args.data_dir)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -48,6 +51,11 @@ def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
     for note in data.notes:
         print(f"note: {note}")
     steps = num_steps(len(data.train.labels), config.batch_size, config.epochs)
+    if steps >= 2**31:
+        raise ValueError(
+            f"epochs is {config.epochs} and batch_size {config.batch_size}: {steps} steps; there "
+            "must be fewer than 2^31."
+        )
     model = setup.network(config)
     stored = configs.to_dict(config)
     options = dict(
@@ -65,6 +73,12 @@ def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
         checkpoint_every=config.checkpoint_every,
         log_every=min(50, steps),
     )
+    place = next(path for path in (Path(run_dir), *Path(run_dir).parents) if path.exists())
+    if not place.is_dir():
+        raise ValueError(
+            f"--run-dir is {str(run_dir)!r}, but {str(place)!r} is a file; it must be a directory "
+            "or a place for one."
+        )
     state = supervised.train(model, setup.loss(config), data.train, **options)
     skipped = steps_skipped(run_dir)
     if skipped:

@@ -166,11 +166,18 @@ def as_device_array(x, axis=None):
     if host is None or host.dtype.kind not in "fc" or host.dtype == array.dtype:
         return array, 0.0
     with np.errstate(all="ignore"):
-        difference = np.abs(host - np.asarray(array)).astype(np.float64)
+        difference = np.abs(host - host.astype(array.dtype)).astype(np.float64)
     largest = np.max(np.where(np.isnan(difference), 0, difference), axis=axis, initial=0)
     lost = largest * math.sqrt(max(1, host.size // max(1, largest.size))) * (1 + 1e-6)
     tiny = float(jnp.finfo(array.dtype).tiny)
     return array, jnp.asarray(np.where(lost > 0, np.maximum(lost, tiny), 0), array.real.dtype)
+
+
+def as_class(label):
+    """Integer labels as int32; those that int32 cannot hold, which are no classes, become -1."""
+    if label.dtype.itemsize < 8:
+        return label.astype(jnp.int32)
+    return jnp.where((label >= 0) & (label < 2**31), label, -1).astype(jnp.int32)
 
 
 def matmul(a, b):

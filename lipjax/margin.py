@@ -11,6 +11,7 @@ the constant $\sqrt 2 L$ (Tsuzuku, Sato, Sugiyama 2018, https://arxiv.org/abs/18
 """
 
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from lipjax import _checks
-from lipjax._numerics import as_device_array, is_zero, round_down, round_up, safe_norm
+from lipjax._numerics import as_class, as_device_array, is_zero, round_down, round_up, safe_norm
 from lipjax.typing import ABSTAIN, Array, Bound, Certificate
 
 
@@ -220,9 +221,18 @@ def _upper_value(lipschitz):
                 "'upper' or 'exact'."
             )
         lipschitz = lipschitz.value
+    elif hasattr(lipschitz, "bound"):  # a model or what network_bound returns
+        raise ValueError(
+            f"lipschitz is a {type(lipschitz).__name__}; pass its bound: a number or a lipjax Bound."
+        )
+    if isinstance(lipschitz, numbers.Rational) and not isinstance(lipschitz, bool):
+        try:
+            lipschitz = float(lipschitz)  # rounded to the nearest; raised below
+        except OverflowError:
+            lipschitz = math.inf if lipschitz > 0 else -math.inf
     _checks.nonnegative(lipschitz=lipschitz)
     if not isinstance(lipschitz, jax.Array):
-        lipschitz = np.asarray(lipschitz, np.float64)  # integers of any size
+        lipschitz = np.asarray(lipschitz, np.float64)
     value = jnp.asarray(lipschitz)
     _checks.ranked(0, "a number", lipschitz=value)
     if value.dtype not in (jnp.float32, jnp.float64):
@@ -255,7 +265,6 @@ def _check(logits, label):
     _checks.ranked(0, "one class", label=label)
     if not jnp.issubdtype(label.dtype, jnp.integer):
         raise ValueError(f"label has dtype {label.dtype}; it must be an integer.")
-    label = label.astype(jnp.int32)
     if not isinstance(label, jax.core.Tracer) and not 0 <= int(label) < logits.shape[0]:
         raise ValueError(f"label is {int(label)}; it must lie in [0, {logits.shape[0] - 1}].")
-    return logits, label, lost
+    return logits, as_class(label), lost

@@ -68,7 +68,8 @@ class Bound:
         value = np.asarray(value)
         if value.dtype.kind != "f":
             wide = value.astype(np.float64)
-            return np.where(wide >= 2**53, np.nextafter(wide, np.inf), wide)
+            rounded = (wide >= 2**53) | (value.dtype.kind == "O")  # fractions are objects
+            return np.where(rounded, np.nextafter(wide, np.inf), wide)
         above = np.nextafter(value, np.array(np.inf, value.dtype))
         fixed = np.isin(value, (0, 1)) | (self.kind == "upper")
         return np.where(fixed, value, above).astype(np.float64)

@@ -1,11 +1,14 @@
 """Certificates from margins: against exact distances, at ties, NaN, one class and attacks."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lipjax import margin
+from lipjax.spectral import network_bound
 from lipjax.typing import ABSTAIN, Bound
 
 RNG = np.random.default_rng(0)
@@ -159,6 +162,38 @@ def test_labels_out_of_range():
         assert float(got) == 0 and np.isnan(gap)
 
 
+def test_labels_that_int32_cannot_hold_are_no_classes():
+    with jax.enable_x64(True):
+        logits, label = jnp.array([3.0, 1.0]), jnp.asarray(2**32, jnp.int64)
+        with pytest.raises(ValueError, match="label is 4294967296"):
+            margin.radius(logits, label, lipschitz=1.0)
+        traced = jax.jit(
+            lambda y: (margin.radius(logits, y, lipschitz=1.0), margin.margin(logits, y))
+        )
+        for wrapped in (2**32, -(2**32), 2**33 + 1):
+            got, gap = traced(jnp.asarray(wrapped, jnp.int64))
+            assert float(got) == 0 and np.isnan(gap)
+        assert float(traced(jnp.asarray(0, jnp.int64))[0]) > 1.41
+
+
+def test_float64_arrays_that_a_jitted_function_closes_over():
+    head = np.array([[1.0, -1.0], [0.1, 0.3]])
+    logits = np.array([2.0, 0.1])
+    for of_arrays in (
+        lambda: margin.radius(jnp.array([2.0, 0.1]), 0, lipschitz=1.0, head=head),
+        lambda: margin.certify(logits, lipschitz=1.0).radius,
+    ):
+        np.testing.assert_allclose(jax.jit(lambda _: of_arrays())(0.0), of_arrays(), rtol=1e-6)  # noqa: B023
+
+
+def test_constants_of_any_rational_type():
+    logits = jnp.array([1.0, 0.0])
+    for constant in (10**30, Fraction(1, 3), np.int64(7), 10**400):
+        got = margin.radius(logits, 0, lipschitz=constant)
+        assert 0 <= float(got) and Fraction(float(got)) ** 2 * 2 * constant**2 <= 1
+    assert float(margin.radius(logits, 0, lipschitz=Fraction(1, 3))) > 2.12
+
+
 def test_logit_error_shrinks_the_radius_by_twice_itself():
     logits = jnp.array([2.0, 0.0])
     plain, careful = (
@@ -220,6 +255,12 @@ def test_certified_accuracy_is_strict_and_counts_nan_as_lost():
         (
             lambda: margin.radius(jnp.ones(3), 0, lipschitz=1.0, head=jnp.ones((4, 2))),
             "head has shape",
+        ),
+        (
+            lambda: margin.radius(
+                jnp.ones(3), 0, lipschitz=network_bound(lambda x: 2 * x, jnp.ones(3))
+            ),
+            "lipschitz is a NetworkBound; pass its bound",
         ),
         (lambda: margin.radius(jnp.ones(3), 0.5, lipschitz=1.0), "label has dtype"),
         (lambda: margin.radius(jnp.ones(3, jnp.bfloat16), 0, lipschitz=1.0), "logits has dtype"),

@@ -33,6 +33,20 @@ def as_argument(fn):
     return jax.tree_util.Partial(fn)
 
 
+def box_ends(bounds, dtype) -> tuple[float, float]:
+    """`(low, high)` as that dtype holds them, or the error that says what they must be."""
+    try:
+        ends = np.asarray(bounds, dtype)
+        low, high = (float(end) for end in ends)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not low < high:
+        raise ValueError(
+            f"bounds is {bounds!r}; it must be two numbers (low, high) with low < high, or None."
+        )
+    return low, high
+
+
 def at_least_float32(x):
     """`x`, with half precision widened exactly."""
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)

@@ -12,7 +12,13 @@ from jax import lax
 
 from lipjax import _checks
 from lipjax._numerics import round_down
-from lipjax.attacks._common import as_argument, at_least_float32, norm_roundings, row_norm
+from lipjax.attacks._common import (
+    as_argument,
+    at_least_float32,
+    box_ends,
+    norm_roundings,
+    row_norm,
+)
 from lipjax.typing import Bound
 
 
@@ -43,7 +49,7 @@ def lipschitz_lower_bound(
         num_power_iters: Applications of `J^T J` at every point; two more after each ascent step.
         num_ascent_steps: How often every point moves.
         step_size: Length of such a move, l2, in the units of `x`.
-        bounds: The box `(low, high)` in which the points stay, or None.
+        bounds: The box, two numbers `(low, high)`, in which the points stay, or None.
 
     Returns:
         `Bound(value, "lower")` with `value: float[]`, the largest over all points.
@@ -74,8 +80,7 @@ def lipschitz_lower_bound(
     _checks.integer(1, num_power_iters=num_power_iters)
     _checks.integer(0, num_ascent_steps=num_ascent_steps)
     _checks.positive(step_size=step_size)
-    if bounds is not None and (len(bounds) != 2 or not bounds[0] < bounds[1]):
-        raise ValueError(f"bounds is {bounds!r}; it must be (low, high) with low < high, or None.")
+    bounds = None if bounds is None else box_ends(bounds, x.dtype)
     options = dict(num_power_iters=num_power_iters, num_ascent_steps=num_ascent_steps)
     return Bound(_largest_norm(key, as_argument(fn), x, step_size, bounds, **options), "lower")
 

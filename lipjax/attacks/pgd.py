@@ -12,7 +12,8 @@ import numpy as np
 from jax import lax
 
 from lipjax import _checks
-from lipjax.attacks._common import as_argument
+from lipjax._numerics import as_class
+from lipjax.attacks._common import as_argument, box_ends
 from lipjax.attacks._search import Attack, along_segment, diameter, search, targets_of
 from lipjax.typing import Array
 
@@ -50,7 +51,8 @@ def pgd(
             of one) hands over its arrays as arguments and is traced once for all weights. Any
             other function is traced once per function object, and the arrays that it closes over
             are constants, as under `jax.jit`: a fresh lambda works but is compiled anew.
-        x: `float[...]`, one example, or `float[n, ...]`, a batch: `label` decides.
+        x: `float[...]`, one example, or `float[n, ...]`, a batch: `label` decides. It is taken as
+            JAX holds it: float64 arrays are rounded first where it runs in 32 bits.
         label: `int[]` for one example, `int[n]` for a batch.
         eps: Radius of the ball in the units of `x`, one number or one for each example. 0 tries `x`
             alone; values beyond the diameter of the box (inf too) mean the whole box.
@@ -59,7 +61,8 @@ def pgd(
         num_restarts: How many starts; all of them run as one batch.
         step_size: Length of the first step in the norm, one number or one for each example; `eps`
             when None.
-        bounds: The box of valid inputs, `(low, high)` for every coordinate, or None.
+        bounds: The box of valid inputs, two numbers `(low, high)` for every coordinate, rounded to
+            the dtype of `x`; or None.
         unroll: Whether to write the steps out instead of looping: slower to compile, and about
             ten times faster to run for convolutions on CPUs, which XLA runs slowly inside loops.
 
@@ -70,10 +73,10 @@ def pgd(
         makes no step.
 
     Guarantee: `example` lies in the box, and its distance from `x`, computed exactly from the
-    arrays, is at most `distance`, which is at most `eps`. `success` is what `fn` said of `example`
-    inside this program; a network evaluated in another batch size or under another compilation may
-    round differently, which shows when the best two logits agree up to rounding. Where
-    `success` is false nothing is proved.
+    arrays (with subnormal numbers as zero), is at most `distance`, which is at most `eps`.
+    `success` is what `fn` said of `example` inside this program; a network evaluated in another
+    batch size or under another compilation may round differently, which shows when the best two
+    logits agree up to rounding. Where `success` is false nothing is proved.
 
     Raises:
         ValueError: For a wrong shape, dtype or option, a label that is no class, and an `x` outside
@@ -90,7 +93,7 @@ def pgd(
     >>> bool(attack.success), 0.2 <= float(attack.distance) <= 0.21
     (True, True)
     """
-    fn, batch, labels = _checked(fn, x, label, bounds, norm, num_steps, num_restarts)
+    fn, batch, labels, bounds = _checked(fn, x, label, bounds, norm, num_steps, num_restarts)
     _checks.nonnegative(eps=eps)
     if bounds is None and not isinstance(eps, jax.core.Tracer) and not np.all(np.isfinite(eps)):
         raise ValueError(f"eps is {eps!r}; without bounds it must be finite.")
@@ -151,11 +154,13 @@ def minimal_distance(
     >>> round(float(distance), 3)
     0.2
     """
-    fn, batch, labels = _checked(fn, x, label, bounds, norm, num_steps, num_restarts)
+    fn, batch, labels, bounds = _checked(fn, x, label, bounds, norm, num_steps, num_restarts)
     _checks.integer(1, num_bisections=num_bisections)
     if max_eps is None:
-        if bounds is None:
-            raise ValueError("max_eps is None; without bounds it must be given, max_eps=1.0 say.")
+        if bounds is None or not np.all(np.isfinite(bounds)):
+            raise ValueError(
+                "max_eps is None; without finite bounds it must be given, max_eps=1.0 say."
+            )
         max_eps = diameter(batch[0].size, bounds, norm)
     _checks.positive(max_eps=max_eps)
     max_eps = _per_example(labels, jnp.shape(label), batch.dtype, max_eps=max_eps)
@@ -214,7 +219,7 @@ def _per_example(labels, shape, dtype, **named):
 
 
 def _checked(fn, x, label, bounds, norm, num_steps, num_restarts):
-    """The arguments as `(fn, batch, labels)`, or the error that says what is wrong with them."""
+    """`(fn, batch, labels, bounds)`, or the error that says what is wrong with the arguments."""
     _checks.one_of(("l2", "linf"), norm=norm)
     _checks.integer(1, num_steps=num_steps, num_restarts=num_restarts)
     x, label = jnp.asarray(x), jnp.asarray(label)
@@ -227,20 +232,19 @@ def _checked(fn, x, label, bounds, norm, num_steps, num_restarts):
     if label.ndim:
         _checks.axis_size(0, label.shape[0], "one example for each label", x=x)
     if bounds is not None:
-        _check_box(x, bounds)
-    fn, label = as_argument(fn), label.astype(jnp.int32)
+        bounds = box_ends(bounds, x.dtype)
+        _check_inside(x, bounds)
+    fn, label = as_argument(fn), as_class(label)
     batch, labels = (x, label) if label.ndim else (x[None], label[None])
     num_classes = _num_classes(fn, batch)
     if not isinstance(label, jax.core.Tracer):
         values = np.asarray(label)
         if values.min() < 0 or values.max() >= num_classes:
             raise ValueError(f"label is {values!r}; fn has {num_classes} classes.")
-    return fn, batch, labels
+    return fn, batch, labels, bounds
 
 
-def _check_box(x, bounds):
-    if len(bounds) != 2 or not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds is {bounds!r}; it must be (low, high) with low < high, or None.")
+def _check_inside(x, bounds):
     if not isinstance(x, jax.core.Tracer):
         low, high = float(x.min()), float(x.max())
         if not bounds[0] <= low <= high <= bounds[1]:

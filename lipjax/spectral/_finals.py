@@ -13,6 +13,7 @@ from lipjax._numerics import (
     gamma,
     power_of_two,
     round_up,
+    safe_abs,
     safe_norm,
     safe_rsqrt,
     safe_sqrt,
@@ -57,7 +58,8 @@ def _deflated_bound(product, packed, v, rounded=True):
     of X on the complement of v. The largest eigenvalue of X is at most that of the 2 x 2 matrix
     `[[a, b], [b, c]]`. Here c is the smaller of the Frobenius norm of the complement,
     `c^2 = |X|_F^2 - a^2 - 2 b^2`, and the bound of Wolkowicz and Styan from its trace. Any v is
-    valid; one near the top makes it tight.
+    valid; one near the top makes it tight. Where the spectrum is flat and X near a multiple of 1, the
+    roots above turn the rounding `e` of their arguments into `sqrt(e)`; row sums do not.
     """
     if not packed:  # what a product left of asymmetry is rounding and counted there
         product = (product + transpose(product)) / 2
@@ -81,7 +83,16 @@ def _deflated_bound(product, packed, v, rounded=True):
         c = jnp.minimum(c, _trace_bound(rest, 2 * slack, c_squared, dim - 1))
     half = (a - c) / 2
     bound = round_up((a + c) / 2 + safe_sqrt(jnp.square(half) + jnp.square(b)), 8)
-    return jnp.minimum(norm, bound)
+    row_sums = _row_sum_bound(product, packed, rounded)
+    return jnp.minimum(jnp.minimum(norm, bound), row_sums)
+
+
+def _row_sum_bound(product, packed, rounded=True):
+    """The largest row sum of absolute values, which for `A + iB` are at most `|A| + |B|`."""
+    entries = safe_abs(product)
+    if packed:
+        entries = jnp.maximum(entries, transpose(entries))
+    return round_up(jnp.max(entries.sum(-1), axis=-1), (product.shape[-1] if rounded else 0) + 2)
 
 
 BOUNDS = {

@@ -19,6 +19,7 @@ from lipjax._numerics import (
     safe_norm,
     safe_reciprocal,
     safe_sqrt,
+    unit_roundoff,
 )
 from lipjax.spectral._finals import BOUNDS, top_vector, unit_vector
 from lipjax.spectral._products import first_product, square, times, trace, transpose
@@ -98,6 +99,8 @@ def _found(re, im, num_iters, tol, final):
 def scaled_rayleigh(re, im, v):
     """`|W v| / |v|`, rounded down: a lower bound on the norm, `float[...]`, for any v."""
     rows, cols = re.shape[-2:]
+    if 2 * max(rows, cols) + 16 >= 0.25 / unit_roundoff(re.dtype):  # such sums prove nothing
+        return jnp.zeros(re.shape[:-2], re.dtype)
     length = safe_norm(times(re, im, unit_vector(v)), axis=(-2, -1))
     size = safe_norm(_joined(re, im), axis=(-2, -1))
     slack = 2 * gamma(cols + 8, re.dtype) * round_up(size, 2 * rows * cols)

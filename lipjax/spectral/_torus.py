@@ -47,7 +47,10 @@ def checked(kernel, padding, input_size, strides, dilation, groups):
 
 
 def _pairs(padding, dims) -> tuple[tuple[int, int], ...]:
-    pairs = np.asarray(padding)
+    try:
+        pairs = np.asarray(padding)
+    except ValueError:  # of different lengths
+        pairs = np.zeros(0)
     if pairs.shape != (dims, 2) or not np.issubdtype(pairs.dtype, np.integer) or pairs.min() < 0:
         raise ValueError(
             f"padding is {padding!r}; it must be one of {list(PADDINGS)} or {dims} pairs "

@@ -62,10 +62,12 @@ def gram_iteration(
     arrays included, where JAX runs in 32 bits): the proved rounding error of every product, in the
     array's own floating-point dtype, is added. In exact arithmetic
     it is at most `min(p, q)^(2^-(num_iters + 1))` times the norm and never grows with `num_iters`;
-    rounding adds a relative excess of about `max(p, q) * 2^-24 * (|W|_F / |W|_2)^2` at most in
-    float32 (`inflation` reports it). Zero with zero gradient at the zero matrix; NaN if there is a
-    NaN, inf if there is an infinity. The gradient is finite for every matrix with entries up
-    to 1e30 (in float32; `gradient="norm"`: for every finite one), also at repeated singular values.
+    rounding adds a relative excess of at most about `(max(p, q) + 20) 2^-24 (|W|_F / |W|_2)^2` in
+    float32 once more products no longer help (three times that for complex matrices), and up to ten
+    times as much before: `inflation` reports it. Zero with zero gradient at the zero matrix; NaN if
+    there is a NaN, inf if there is an infinity. The gradient is finite for every matrix with entries
+    up to 1e30 (in float32; `gradient="norm"`: for every finite one), also at repeated singular
+    values.
 
     Raises:
         ValueError: for fewer than two axes, an empty axis, a dtype that is not floating or an
@@ -114,7 +116,8 @@ def enclosure(
         `Enclosure(lower, upper)`, `float[...]` each.
 
     Guarantee: `lower <= norm <= upper` for the array that was passed in. Both are zero for the zero
-    matrix, NaN for a NaN, inf for an infinity. The gradient of both is that of the norm, of first
+    matrix, NaN for a NaN, inf for an infinity; `lower` is zero beyond two million rows or columns in
+    float32, whose sums have no error bound. The gradient of both is that of the norm, of first
     order only.
 
     >>> import jax.numpy as jnp

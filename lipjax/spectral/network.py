@@ -93,7 +93,8 @@ def network_bound(
 
     Guarantee: `|fn(x) - fn(y)| <= value |x - y|` for all x and y of that shape, for the real
     function of the weights that are passed in; the rounding of the bound is included, that of
-    evaluating `fn` is not. Convolutions are bounded with their padding at the size of `x`.
+    evaluating `fn` is not, and what `fn` computes from its weights alone (a normalization of them,
+    say) counts as computed. Convolutions are bounded with their padding at the size of `x`.
 
     Raises:
         ValueError: for an operation that has no bound; the message names it.

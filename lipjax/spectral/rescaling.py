@@ -63,8 +63,8 @@ def rescale(
             by the spectral norm, at one product of the Gram matrix each. In float32 the proved
             rounding limits how far, the sooner the larger the matrix; `tighten` makes up for it.
         log_q: `float[..., min(p, q)]`, logarithms of positive weights; None means equal ones.
-        tighten: Whether to divide the result by a bound on its norm: the norm is then 1 up to the
-            tightness of that bound, at four more products.
+        tighten: Whether to divide the result by a bound on its norm where that is below 1: the norm
+            is then 1 up to the tightness of that bound, at four more products.
 
     Returns:
         `float[..., p, q]` of norm at most 1.
@@ -116,8 +116,8 @@ def conv_rescale(
         num_iters: As in `rescale`. The autocorrelation kernel doubles its width each time, so the
             cost grows quickly; 1 to 3 are practical.
         log_q: `float[min(channels_in, channels_out)]`, logarithms of positive weights.
-        tighten: Whether to divide the result by a bound on its norm for every size (four Gram
-            products per frequency of a grid of 32 points per axis).
+        tighten: Whether to divide the result by a bound on its norm for every size where that is
+            below 1 (four Gram products per frequency of a grid of 32 points per axis).
 
     Returns:
         A kernel of the same shape.
@@ -154,9 +154,13 @@ def conv_rescale(
 
 
 def _tightened(weights, norm, reach):
-    """The weights over a bound on their norm; rounding each entry moves it by at most u reach."""
+    """The weights over a bound on their norm; rounding each entry moves it by at most u reach.
+
+    They have norm at most 1 already: a bound that rounding leaves near 1 or above changes nothing.
+    """
     shrink = 1 - 8 * unit_roundoff(weights.dtype) * reach
-    return jnp.where(norm > 0, weights * (shrink / jnp.where(norm > 0, norm, 1)), weights)
+    factor = jnp.maximum(shrink / jnp.where(norm > 0, norm, 1), 1)
+    return jnp.where(norm > 0, weights * factor, weights)
 
 
 @functools.partial(jax.jit, static_argnames="num_iters")

@@ -101,6 +101,7 @@ class Checkpoints:
         if not (force or step % self._every == 0) or step in self._manager.all_steps():
             return False
         about = {
+            "step": step,
             "config": self._config,
             "leaves": _describe(state),
             "meta": _as_json(meta=meta or {}),
@@ -181,6 +182,8 @@ class Checkpoints:
         about = self._read(step, about=ocp.args.JsonRestore()).about
         if about.pop(_CHECKSUM, None) != _text_checksum(about):
             raise ValueError(self._damaged(step, "its description has changed"))
+        if about.get("step", step) != step:
+            raise ValueError(self._damaged(step, f"it is a copy of that of step {about['step']}"))
         return about
 
     def _read(self, step, **items):

@@ -318,6 +318,8 @@ def test_updated_flax_module_is_not_attacked_with_its_old_weights(key):
         (dict(eps=float("inf"), bounds=None), "eps is inf"),
         (dict(step_size=0.0), "step_size is 0.0"),
         (dict(bounds=(1.0, 0.0)), r"bounds is \(1.0, 0.0\)"),
+        (dict(bounds=1), "bounds is 1; it must be two numbers"),
+        (dict(bounds=(jnp.zeros(4), jnp.ones(4))), "it must be two numbers"),
         (dict(x=jnp.full((2, 4), 2.0)), r"x has values from 2.0 to 2.0, outside bounds"),
         (dict(x=jnp.full((2, 4), jnp.nan)), "x has values from nan"),
         (dict(x=jnp.ones((2, 4), int)), "x has dtype int32"),
@@ -341,8 +343,18 @@ def test_bad_input_is_named(key, change, message):
 
 
 def test_minimal_distance_needs_an_end_without_a_box(key):
-    with pytest.raises(ValueError, match="max_eps is None"):
-        minimal_distance(key, lambda x: x, jnp.ones((2, 4)), jnp.array([0, 1]), bounds=None)
+    for bounds in (None, (0, np.inf)):
+        with pytest.raises(ValueError, match="max_eps is None"):
+            minimal_distance(key, lambda x: x, jnp.ones((2, 4)), jnp.array([0, 1]), bounds=bounds)
+
+
+def test_the_ends_of_the_box_are_numbers_that_the_examples_can_have(key):
+    """0.1 in float32 is above 0.1: an input of that value is inside."""
+    fn = jax.tree_util.Partial(lambda x: jnp.stack([1 - x[:, 0], x[:, 0]], axis=1))
+    attack = pgd(key, fn, np.full(4, 0.1), 0, eps=0.05, num_steps=3, bounds=(0.0, 0.1))
+    assert np.asarray(attack.example).max() <= np.float32(0.1)
+    with pytest.raises(ValueError, match="outside bounds"):
+        pgd(key, fn, np.full(4, 0.1001), 0, eps=0.05, num_steps=3, bounds=(0.0, 0.1))
 
 
 def test_label_that_is_no_class_is_never_the_class_under_tracing(key):

@@ -48,10 +48,12 @@ def test_overrides():
         ("radii=0.5,0.1", "radii is"),
         ("betas=1.5,0.9", "betas is"),
         ("seed=-1", "seed is -1"),
-        ("model.std=0", "std is"),
+        ("model.std=0", r"model\.std is"),
+        ("epochs=1,2", r"epochs is \(1, 2\), of the wrong type"),
+        ("model.kernel_size=(3,3)", r"model.kernel_size is \(3, 3\), of the wrong type"),
         ("epochs=0", "epochs is 0"),
         ("flip=maybe", "flip is 'maybe', of the wrong type"),
-        ("model.layer=resnet", "layer is 'resnet'"),
+        ("model.layer=resnet", r"model\.layer is 'resnet'"),
         ("data=imagenet", "data is 'imagenet'"),
         ("jitter=0.1", "jitter is"),
         ("num_microbatches=3", "num_microbatches is 3"),
@@ -67,6 +69,13 @@ def test_unknown_config_and_run_are_named(tmp_path):
         configs.load("cifar")
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         configs.read_run(tmp_path)
+
+
+def test_a_config_without_its_main_fields_is_damaged(tmp_path):
+    for text, word in (("{}", "missing fields .'data', 'model'"), ('{"foo": 1}', "unknown fields")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=f"config.json is damaged: .*{word}"):
+            configs.read_run(tmp_path)
 
 
 def test_assignments_are_applied_together():

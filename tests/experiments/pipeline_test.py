@@ -53,7 +53,7 @@ def test_the_same_command_goes_on_and_another_config_is_refused(tmp_path):
         train.main(["digits", *SHORT, "epochs=4", "--run-dir", str(run)])
 
 
-def test_errors_leave_nothing_behind(tmp_path):
+def test_errors_leave_nothing_behind(tmp_path, capsys):
     run = tmp_path / "run"
     with pytest.raises(SystemExit, match="error: 'epoch' is no field"):
         train.main(["digits", "epoch=3", "--run-dir", str(run)])
@@ -61,6 +61,21 @@ def test_errors_leave_nothing_behind(tmp_path):
         train.main(["digits", "model.image_shape=16,16,1", "--run-dir", str(run)])
     with pytest.raises(SystemExit, match="error:"):
         train.main(["mnist", "--data-dir", str(tmp_path / "nowhere"), "--run-dir", str(run)])
+    with pytest.raises(SystemExit, match="error: epochs is 1000000000000 and batch_size"):
+        train.main(["digits", "epochs=1000000000000", "--run-dir", str(run)])
+    with pytest.raises(SystemExit, match="error: the augmentation is impossible .*crop is 40"):
+        train.main(["digits", "crop=40", "--run-dir", str(run)])
+    with pytest.raises(SystemExit, match="error: hold_out is 1e-09"):
+        train.main(["digits", "hold_out=1e-9", "--run-dir", str(run)])
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="error: --run-dir is .*is a file"):
+        train.main(["digits", "--run-dir", str(tmp_path / "file" / "run")])
+    for command in (train, certify):
+        with pytest.raises(SystemExit):
+            command.main([])
+    assert (
+        "CONFIG is missing" in (printed := capsys.readouterr().err) and "RUN is missing" in printed
+    )
     assert not run.exists()
     with pytest.raises(SystemExit, match=r"error:.*config\.json"):
         certify.main([str(run)])

@@ -78,6 +78,18 @@ def test_orthonormal_is_a_fixed_point():
         np.testing.assert_allclose(rescale(exact), exact, atol=1e-12)
 
 
+def test_tightening_never_loosens():
+    """A bound above 1, as rounding leaves it at isometries, divides nothing."""
+    for matrix in (np.eye(64), np.linalg.qr(RNG.normal(size=(256, 256)))[0], ORTHONORMAL):
+        matrix = np.float32(matrix)
+        plain, tight = (oracles.norm(rescale(matrix, tighten=t)) for t in (False, True))
+        assert plain - 1e-6 <= tight <= 1 and tight > 0.99
+    kernel = np.zeros((3, 3, 16, 16), np.float32)
+    kernel[1, 1] = np.linalg.qr(RNG.normal(size=(16, 16)))[0]
+    plain, tight = (oracles.norm(conv_rescale(kernel, tighten=t)[1, 1]) for t in (False, True))
+    assert plain - 1e-6 <= tight <= 1 and tight > 0.99
+
+
 def test_more_iterations_approach_the_spectral_norm():
     with jax.enable_x64(True):
         matrix = RNG.normal(size=(12, 8))

@@ -253,6 +253,15 @@ def test_a_changed_description_is_noticed(tmp_path):
         Checkpoints(tmp_path, every=1)
 
 
+def test_a_copy_under_another_step_is_noticed(tmp_path):
+    state = {"w": jnp.arange(3.0)}
+    with Checkpoints(tmp_path, every=1) as checkpoints:
+        checkpoints.save(2, state)
+    shutil.copytree(tmp_path / "2", tmp_path / "3")
+    with pytest.raises(ValueError, match=r"3' is damaged .it is a copy of that of step 2.*step 2"):
+        Checkpoints(tmp_path, every=1)
+
+
 def test_a_changed_bit_is_noticed(tmp_path):
     """Storage that returns other numbers than it was given: the checksum of the leaf differs."""
     state = {"w": jax.random.normal(jax.random.key(0), (64,)), "n": jnp.arange(5, dtype=jnp.uint8)}
