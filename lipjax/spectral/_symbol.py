@@ -17,12 +17,14 @@ from jax import lax
 
 from lipjax._numerics import einsum, gamma, round_down, round_up, safe_norm
 from lipjax.spectral._iteration import scaled_bound, scaled_enclosure, scaled_enclosures
+from lipjax.spectral._products import SMALL
 from lipjax.typing import Array
 
 LEVELS = (2, 4, 6, 10, 16)
 """Products per frequency that `num_iters="auto"` tries in turn where a frequency stays in doubt."""
-CPU_FLOATS, DEVICE_FLOATS = 2**20, 2**26
-"""Numbers that one chunk of frequencies holds at a time: what a cache holds, or 256 MiB."""
+CPU_FLOATS, CPU_SMALL_FLOATS, DEVICE_FLOATS = 2**20, 2**17, 2**26
+"""Numbers that one chunk of frequencies holds at a time: what a cache holds (products of small
+matrices are sums that read it entry by entry, so less), or 256 MiB."""
 
 
 class Options(NamedTuple):
@@ -213,7 +215,9 @@ def _chunk(taps, count, chunk) -> int:
     """Frequencies at a time: at most `chunk`, spread evenly."""
     if chunk is None:
         groups, _, c_in, c_out = taps.shape
-        floats = CPU_FLOATS if jax.default_backend() == "cpu" else DEVICE_FLOATS
+        small = min(c_in, c_out) <= SMALL
+        floats = CPU_SMALL_FLOATS if small else CPU_FLOATS
+        floats = floats if jax.default_backend() == "cpu" else DEVICE_FLOATS
         chunk = max(1, floats // (groups * (2 * c_in * c_out + 3 * min(c_in, c_out) ** 2)))
     return -(-count // -(-count // chunk))
 
