@@ -150,8 +150,12 @@ def _literal(text: str):
     """A number, fraction, truth value, None, tuple of them, or the text itself."""
     text = text.strip()
     if "," in text or text[:1] in "([":
-        parts = text.strip("()[]").split(",")
-        return tuple(_literal(part) for part in parts if part.strip())
+        enclosed = text[:1] + text[-1:] in ("()", "[]")
+        *parts, last = (text[1:-1] if enclosed else text).split(",")
+        parts += [last] if last.strip() else []  # a comma may end the list
+        if any(not part.strip() or set(part) & set("()[]") for part in parts):
+            return text
+        return tuple(_literal(part) for part in parts)
     try:
         return float(Fraction(text)) if "/" in text else ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, ZeroDivisionError):

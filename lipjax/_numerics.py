@@ -129,6 +129,16 @@ def power_of_two(x):
     return jnp.where(usable, jnp.clip(power, 1 / largest, largest), 1)
 
 
+def over_square(x, scale):
+    """`x / scale^2` in two steps: the square may leave the range, and compilers would form it."""
+    return lax.optimization_barrier(x / scale) / scale
+
+
+def times_square(x, scale):
+    """`x * scale^2` in two steps, as `over_square`."""
+    return lax.optimization_barrier(x * scale) * scale
+
+
 def is_zero(x):
     """Whether every bit of each entry but the sign is zero: false for subnormal numbers.
 

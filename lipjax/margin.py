@@ -65,7 +65,9 @@ def radius(
         head: `float[features, classes]`, the class vectors; the Lipschitz constant of each pair of
             logits is then the distance of their vectors.
         logit_error: Bound on the error of all computed logits, one number, taken off every margin
-            twice. (What float64 logits lose where JAX runs in 32 bits is counted by itself.)
+            twice. (What float64 NumPy logits or heads lose where JAX runs in 32 bits is counted by
+            itself, if this function sees them: jit and vmap round their arguments before. For a
+            batch of them name what they lose here, or run in 64 bits.)
 
     Returns:
         `float[]`, in the units of the input; 0 where nothing is proved.

@@ -64,7 +64,8 @@ class Bound:
         if isinstance(value, jax.Array):
             if self.kind == "upper" or not jnp.issubdtype(value.dtype, jnp.floating):
                 return value
-            return jnp.where(is_zero(value) | (value == 1), value, round_up(value))
+            above = round_up(jnp.maximum(value, jnp.finfo(value.dtype).tiny))
+            return jnp.where(is_zero(value) | (value == 1) | (value < 0), value, above)
         value = np.asarray(value)
         if value.dtype.kind != "f":
             wide = value.astype(np.float64)
@@ -94,8 +95,10 @@ def _product_not_below(a, b):
     dtype = jnp.result_type(*arrays)
     dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
     (a, a_zero), (b, b_zero) = (_rounded_up(x, dtype) for x in (a, b))
+    negative = (a < 0) | (b < 0)  # traced ones are not refused
+    a, b = (jnp.maximum(x, jnp.finfo(dtype).tiny) for x in (a, b))
     positive = jnp.maximum(round_up(a * b), jnp.finfo(dtype).tiny)
-    positive = jnp.where((a < 0) | (b < 0), jnp.nan, positive)  # traced ones are not refused
+    positive = jnp.where(negative, jnp.nan, positive)
     return jnp.where(a_zero | b_zero, 0, positive)
 
 

@@ -87,3 +87,13 @@ def test_zero_times_what_was_not_proved_and_traced_negative_factors():
         assert (Bound(jnp.float32(0), "exact") * Bound(jnp.float32(bad), "upper")).value == 0
     traced = jax.jit(lambda x: (Bound(x, "upper") * Bound(2.0, "upper")).value)
     assert np.isnan(traced(-3.0))
+
+
+@pytest.mark.parametrize("kind", ["exact", "upper"])
+def test_subnormal_factors_are_not_read_as_zero(kind):
+    def products():
+        tiny = Bound(jnp.float32(1e-40), kind)
+        return [(tiny * Bound(jnp.float32(f), "upper")).value for f in (0.5, 1e30)]
+
+    for small, large in (products(), jax.jit(products)()):
+        assert float(small) > 0 and float(large) >= 1e-10

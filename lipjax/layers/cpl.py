@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lipjax import _checks
-from lipjax._numerics import power_of_two, round_down, safe_reciprocal
+from lipjax._numerics import over_square, power_of_two, round_down, safe_reciprocal
 from lipjax.layers import _initializers, forms
 from lipjax.layers.forms import Residual
 from lipjax.spectral.conv import conv_gram_iteration
@@ -133,7 +133,7 @@ def _init(key, shape) -> Params:
 
 def _constrain(params, norm, scale) -> Residual:
     inverse = safe_reciprocal(norm)
-    step = forms.representable(round_down(2 * inverse * inverse, 6) / scale / scale)
+    step = forms.representable(over_square(round_down(2 * inverse * inverse, 6), scale))
     hidden = params.kernel.shape[-1]
     witness = jnp.zeros(hidden, params.kernel.dtype)
     return Residual(params.kernel, params.bias, jnp.broadcast_to(step, (hidden,)), witness)

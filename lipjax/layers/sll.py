@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lipjax import _checks
-from lipjax._numerics import power_of_two, round_down, safe_reciprocal
+from lipjax._numerics import over_square, power_of_two, round_down, safe_reciprocal
 from lipjax.layers import _initializers, forms
 from lipjax.layers.forms import Residual
 from lipjax.spectral.rescaling import conv_dominating_diagonal, dominating_diagonal
@@ -110,5 +110,5 @@ def _constrain(params, diagonal) -> Residual:
     params = Params(*map(jnp.asarray, params))
     scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
     t = diagonal(params.kernel / scale, log_q=params.log_q)
-    step = forms.representable(round_down(2 * safe_reciprocal(t), 2) / scale / scale)
+    step = forms.representable(over_square(round_down(2 * safe_reciprocal(t), 2), scale))
     return Residual(params.kernel, params.bias, step, params.log_q)

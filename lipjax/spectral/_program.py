@@ -178,7 +178,7 @@ class Walk:
     def unrolled(self, eqn, inputs):
         """A loop of known length, one pass of its body after the other."""
         body, length = eqn.params["jaxpr"], eqn.params["length"]
-        first, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+        first, carries = _loop_counts(eqn.params)
         fixed, carry, rows = (
             inputs[:first],
             inputs[first : first + carries],
@@ -266,6 +266,14 @@ class Walk:
         if isinstance(factor, jax.core.Tracer) or float(factor) != 1:
             node = self.layer(node, self.name(eqn, "times a constant"), "scale", round_up(factor))
         return Value(node)
+
+
+def _loop_counts(params):
+    """How many operands of a scan are the same in every pass, and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    same, carried, _ = params["ft_in"].unpack()  # JAX 0.12 keeps their trees
+    return len(same), len(carried)
 
 
 def floored(value):

@@ -59,9 +59,9 @@ def gram_iteration(
         `float[...]`, one bound per matrix, in the real dtype of `matrix`.
 
     Guarantee: at least the largest singular value of the array that was passed in (float64 NumPy
-    arrays included, where JAX runs in 32 bits): the proved rounding error of every product, in the
-    array's own floating-point dtype, is added. In exact arithmetic
-    it is at most `min(p, q)^(2^-(num_iters + 1))` times the norm and never grows with `num_iters`;
+    arrays included, where JAX runs in 32 bits; jit and vmap round theirs before): the proved rounding
+    error of every product, in the array's own floating-point dtype, is added. In exact arithmetic it
+    is at most `min(p, q)^(2^-(num_iters + 1))` times the norm and never grows with `num_iters`;
     rounding adds a relative excess of at most about `(max(p, q) + 20) 2^-24 (|W|_F / |W|_2)^2` in
     float32 once more products no longer help (three times that for complex matrices), and up to ten
     times as much before: `inflation` reports it. Zero with zero gradient at the zero matrix; NaN if

@@ -35,6 +35,7 @@ from lipjax._numerics import (
     safe_abs,
     safe_rsqrt,
     safe_sqrt,
+    times_square,
     unit_roundoff,
 )
 from lipjax.spectral._power_kernel import power_kernel
@@ -197,7 +198,8 @@ def dominating_diagonal(matrix: Array, *, num_iters: int = 1, log_q: Array | Non
         row_sums = _abs_gram_sums(matrix, weights)
         spread = einsum("...nm,...n->...m", size, einsum("...nm,...m->...n", size, weights))
         error = 2 * gamma(length, matrix.dtype) * spread
-        return _add_error(row_sums, error, weights, rows * cols, alive) * unscale * unscale
+        t = _add_error(row_sums, error, weights, rows * cols, alive)
+        return times_square(t, unscale)
     norm = jnp.sqrt(jnp.sum(jnp.square(size), axis=(-2, -1)))  # only multiplies an error term
     powers = _Powers(contract(matrix, matrix), gamma(length, matrix.dtype) * jnp.square(norm) * 2)
     for _ in range(num_iters - 1):
@@ -205,7 +207,7 @@ def dominating_diagonal(matrix: Array, *, num_iters: int = 1, log_q: Array | Non
     symmetric = (powers.value + _transpose(powers.value)) / 2
     row_sums = einsum("...ij,...j->...i", safe_abs(symmetric), weights)
     t = powers.unwind(row_sums, cols, weights, rows * cols, alive)
-    return _or_frobenius(t, size, 1, alive) * unscale * unscale
+    return times_square(_or_frobenius(t, size, 1, alive), unscale)
 
 
 @functools.partial(jax.jit, static_argnames="num_iters")
@@ -243,7 +245,8 @@ def conv_dominating_diagonal(
         row_sums = _abs_sums(autocorrelation(kernel), weights)
         spread = einsum("nm,n->m", size, einsum("nm,m->n", size, weights))
         error = 2 * gamma(length, kernel.dtype) * spread
-        return _add_error(row_sums, error, weights, taps * kernel.size, alive) * scale * scale
+        t = _add_error(row_sums, error, weights, taps * kernel.size, alive)
+        return times_square(t, scale)
     if _by_frequencies_is_cheaper(tuple(window), rows, cols, num_iters):
         half, error, scales = power_kernel(kernel, num_iters)
         half = safe_abs(half).sum(0)
@@ -261,7 +264,7 @@ def conv_dominating_diagonal(
         sums = _abs_sums(symmetric, weights)
         lags = math.prod(powers.value.shape[:-2])
     t = powers.unwind(sums, lags + cols, weights, taps * kernel.size, alive)
-    return _or_frobenius(t, size, taps, alive) * scale * scale
+    return times_square(_or_frobenius(t, size, taps, alive), scale)
 
 
 def _or_frobenius(t, size, taps, alive):

@@ -49,6 +49,8 @@ def test_overrides():
         ("betas=1.5,0.9", "betas is"),
         ("seed=-1", "seed is -1"),
         ("model.std=0", r"model\.std is"),
+        ("betas=[0.5,0.9", "betas is .*of the wrong type"),
+        ("radii=0.5,,1", "radii is .*of the wrong type"),
         ("epochs=1,2", r"epochs is \(1, 2\), of the wrong type"),
         ("model.kernel_size=(3,3)", r"model.kernel_size is \(3, 3\), of the wrong type"),
         ("epochs=0", "epochs is 0"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lipjax.layers import cpl, sll
+from tests import oracles
 
 RNG = np.random.default_rng(0)
 
@@ -130,3 +131,21 @@ def test_parameters_of_numpy_are_taken_as_jax_holds_them():
     rng = np.random.default_rng(0)
     params = sll.Params(rng.normal(size=(4, 3)), np.zeros(3), np.zeros(3))
     assert sll.apply_dense(sll.constrain_dense(params), jnp.ones(4)).shape == (4,)
+
+
+@pytest.mark.parametrize("module", [sll, cpl])
+@pytest.mark.parametrize("conv", [False, True])
+def test_jitted_steps_of_tiny_kernels_are_no_longer_than_eager_ones(module, conv):
+    """Compilers join two divisions by a scale into one by its square, which may vanish."""
+    rng = np.random.default_rng(0)
+    shape = (3, 3, 4, 4) if conv else (5, 5)
+    init = module.init_conv if conv else module.init_dense
+    constrain = module.constrain_conv if conv else module.constrain_dense
+    params = init(jax.random.key(0), *shape[-2:])
+    jitted = jax.jit(constrain)
+    for exponent in np.arange(-20.5, -17, 0.25):
+        kernel = (rng.normal(size=shape) * 10.0**exponent).astype(np.float32)
+        weights = jitted(params._replace(kernel=kernel))
+        scaled = np.float64(weights.kernel) * np.sqrt(np.float64(weights.step) / 2)
+        matrix = oracles.conv_matrix(scaled, 5, padding="zero") if conv else scaled
+        assert oracles.norm(matrix) <= 1 + 1e-6
