@@ -116,10 +116,7 @@ def top_vector(product, packed):
 
 
 def _largest_column(product, packed):
-    squares = jnp.square(product).sum(-2)
-    if packed:
-        squares = squares + jnp.square(product).sum(-1)
-    index = jnp.argmax(squares, axis=-1)[..., None, None]
+    index = jnp.argmax(jnp.square(product).sum(-2), axis=-1)[..., None, None]
     column = jnp.take_along_axis(product, index, axis=-1)
     if not packed:
         return column

@@ -13,8 +13,6 @@ from lipjax.typing import Array
 
 BLOCK = 256
 """Longest sum that one matrix product may form: shorter sums have smaller proved errors."""
-SMALL = 32
-"""Up to this size a sum of products is faster on CPUs than a call of the matrix product."""
 
 
 def first_product(re, im):
@@ -23,34 +21,35 @@ def first_product(re, im):
     Packed, the product is `A^T (A + B) + B^T (B - A)`, whose rounding is at most
     `gamma (|A| |A + B| + |B| |B - A|) <= sqrt(2) gamma |W|_F^2`.
     """
+    rows = re.shape[-2]
     if im is None:
-        return _with_rounding(_self_product(re), sum_length(re.shape[-2]), False)
-    left = jnp.concatenate([transpose(re), transpose(im)], axis=-1)
-    right = jnp.concatenate([re + im, im - re], axis=-2)
-    length = 2 * re.shape[-2]
-    if length <= BLOCK:
-        return _with_rounding(matmul(left, right), length, True)
+        return _with_rounding(_self_product(re), sum_length(rows), False)
     step = BLOCK // 2  # what is rounded here weighs most in the end
-    starts = range(0, length, step)
-    parts = [matmul(left[..., i : i + step], right[..., i : i + step, :]) for i in starts]
-    return _with_rounding(sum(parts[1:], parts[0]), step + len(parts), True)
+    parts = [
+        matmul(transpose(left[..., i : i + step, :]), right[..., i : i + step, :])
+        for left, right in ((re, re + im), (im, im - re))
+        for i in range(0, rows, step)
+    ]
+    return _with_rounding(sum(parts[1:], parts[0]), min(rows, step) + len(parts), True)
 
 
 def square(product, scale, packed):
     """The square of a Hermitian `product / scale`, and a bound on its rounding.
 
-    Packed, `M = A + B` has the square `M A + M^T B`, and the rounding is at most
-    `gamma |M| (|A| + |B|) <= sqrt(2) gamma |M|_F^2`.
+    Packed, `M = A + B` has the square `M M - 2 B B`: two products of operands as they lie. Their
+    rounding is at most `gamma (|M|^2 + 2 |B|^2)`, in Frobenius norms, the traces of the products
+    being `|A|^2 - |B|^2` and `-|B|^2`.
     """
     product = product / scale[..., None, None]
+    size = product.shape[-1]
     if not packed:
-        return _with_rounding(_self_product(product), sum_length(product.shape[-1]), False)
-    flipped = transpose(product)
-    even, odd = (product + flipped) / 2, (product - flipped) / 2
-    # One product with operands laid out for it: twice as fast on CPUs as a transposed one.
-    left = jnp.concatenate([product, flipped], axis=-1)
-    right = jnp.concatenate([even, odd], axis=-2)
-    return _with_rounding(matmul(left, right), 2 * product.shape[-1], True)
+        return _with_rounding(_self_product(product), sum_length(size), False)
+    odd = (product - transpose(product)) / 2
+    whole, odd = matmul(product, product), matmul(odd, odd)
+    unit = gamma(size + 10, product.dtype)
+    shortfall = 4 * unit + 4 * gamma(size + 2, product.dtype)  # of the traces
+    error = round_up((trace(whole) - 4 * trace(odd)) * (unit / (1 - shortfall)), 8)
+    return whole - 2 * odd, lax.stop_gradient(error)
 
 
 def _with_rounding(product, length, packed):
@@ -103,19 +102,12 @@ def contract(a: Array, b: Array) -> Array:
 
 def apply(product, v, packed):
     """`X v` for a Hermitian X and `v` as `_largest_column` gives it."""
-    forth = _columns(product, v)
+    forth = matmul(product, v)
     if not packed:
         return forth
-    back = _columns(transpose(product), v)
+    back = transpose(matmul(transpose(v), product))  # M^T v: no transpose of the larger
     even, odd = (forth + back) / 2, (forth - back) / 2  # A v and B v
     return _complex_sum(even, odd)
-
-
-def _columns(a, v):
-    """`a @ v` for one or two columns."""
-    if a.shape[-1] > SMALL:
-        return matmul(a, v)
-    return (a[..., None] * v[..., None, :, :]).sum(-2)
 
 
 def _complex_sum(of_real, of_imaginary):

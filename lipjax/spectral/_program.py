@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from lipjax._numerics import round_up, safe_norm, unit_roundoff
+from lipjax._numerics import is_zero, round_up, safe_norm, unit_roundoff
 from lipjax.spectral.gram import any_nonzero
 from lipjax.typing import Array
 
@@ -255,9 +255,10 @@ class Walk:
         ):
             kernel = linear.kernel
             small = small.reshape(-1).astype(kernel.dtype)
+            factor, size = largest_entry(small), jnp.max(jnp.abs(kernel))
             floor = 2 * kernel.size * float(jnp.finfo(kernel.dtype).tiny)
-            lost = round_up(linear.lost * largest_entry(small), 2)
-            lost = lost + floor * (1 + jnp.max(jnp.abs(kernel)))
+            lost = jnp.where(linear.lost == 0, 0, round_up(linear.lost * factor, 2))
+            lost = lost + floor * (1 + size + jnp.where(any_subnormal(kernel), factor, 0))
             kernel = kernel * jnp.broadcast_to(small, kernel.shape)
             folded = linear._replace(kernel=kernel, folds=linear.folds + 1, lost=lost)
             return value._replace(linear=folded)
@@ -288,7 +289,13 @@ def largest_entry(constant):
     if constant.dtype not in (jnp.float32, jnp.float64):
         return largest.astype(jnp.float32)
     axes = tuple(range(constant.ndim))
-    return jnp.where(any_nonzero([constant], axes) & ~(largest > 0), floored(largest), largest)
+    return jnp.where(any_nonzero([constant], axes), floored(largest), largest)
+
+
+def any_subnormal(array):
+    """Whether an entry is below the normal range and not zero: products may read it as zero."""
+    normal = jnp.abs(array) >= float(jnp.finfo(array.dtype).tiny)
+    return jnp.any(~(is_zero(array) | normal))
 
 
 def root(count) -> float:

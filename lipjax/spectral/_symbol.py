@@ -17,14 +17,12 @@ from jax import lax
 
 from lipjax._numerics import einsum, gamma, round_down, round_up, safe_norm
 from lipjax.spectral._iteration import scaled_bound, scaled_enclosure, scaled_enclosures
-from lipjax.spectral._products import SMALL
 from lipjax.typing import Array
 
 LEVELS = (2, 4, 6, 10, 16)
 """Products per frequency that `num_iters="auto"` tries in turn where a frequency stays in doubt."""
-CPU_FLOATS, CPU_SMALL_FLOATS, DEVICE_FLOATS = 2**20, 2**17, 2**26
-"""Numbers that one chunk of frequencies holds at a time: what a cache holds (products of small
-matrices are sums that read it entry by entry, so less), or 256 MiB."""
+CPU_FLOATS, DEVICE_FLOATS = 2**21, 2**26
+"""Numbers that one chunk of frequencies holds at a time: what a cache holds, or 256 MiB."""
 
 
 class Options(NamedTuple):
@@ -215,9 +213,7 @@ def _chunk(taps, count, chunk) -> int:
     """Frequencies at a time: at most `chunk`, spread evenly."""
     if chunk is None:
         groups, _, c_in, c_out = taps.shape
-        small = min(c_in, c_out) <= SMALL
-        floats = CPU_SMALL_FLOATS if small else CPU_FLOATS
-        floats = floats if jax.default_backend() == "cpu" else DEVICE_FLOATS
+        floats = CPU_FLOATS if jax.default_backend() == "cpu" else DEVICE_FLOATS
         chunk = max(1, floats // (groups * (2 * c_in * c_out + 3 * min(c_in, c_out) ** 2)))
     return -(-count // -(-count // chunk))
 
@@ -225,11 +221,13 @@ def _chunk(taps, count, chunk) -> int:
 def symbol_error(taps):
     """Bound on `|F_computed - F|_F` for every frequency and group.
 
-    Sums of `num_taps` products with Fourier entries that are themselves off by at most 30 u (the
-    phases are summed in float64, which matters for float64 kernels alone).
+    Sums of `num_taps` products with Fourier entries that are themselves off: by a rounding in
+    float32, by at most 30 in float64, where the phases are summed. Real and imaginary part of a
+    term together are as long as the tap.
     """
     _, num_taps, c_in, c_out = taps.shape
     sums = jnp.sum(jnp.abs(taps), axis=1)
     size = round_up(safe_norm(sums, axis=(-2, -1)), num_taps + c_in * c_out + 8)
-    error = round_up(math.sqrt(2) * gamma(num_taps + 60, taps.dtype) * jnp.max(size), 8)
+    length = num_taps + (60 if taps.dtype == jnp.float64 else 8)
+    error = round_up(gamma(length, taps.dtype) * jnp.max(size), 8)
     return lax.stop_gradient(error)

@@ -122,13 +122,40 @@ UNDERFLOW = {  # programs whose intermediate constants vanish in float32, and th
     ),
     "tiny factors folded": (lambda x: ((x @ identity(1e-30)) * 1e-10) * 1e38, 1e-2),
     "subnormal factor": (lambda x: jnp.abs(x * jnp.float32(1e-40)) * 1e38, 1e-2),
+    "subnormal scalars": (lambda x: x * 1e-40 * 1e38 * 1e10, 1e8),
+    "subnormal entry folded": (lambda x: (x @ subnormal_entry()) * RAISED, 5e-2),
+    "subnormal entry folded twice": (
+        lambda x: ((x @ subnormal_entry()) * RAISED) * RAISED, 5e35
+    ),
+    "subnormal entry and divisor": (
+        lambda x: (x @ subnormal_entry()) / np.float32([[1, 1, 1, 1e-37]]), 5e-2
+    ),
 }  # fmt: skip
+RAISED = np.float32([[1e-30, 1, 1, 1e37]])
 
 
+def subnormal_entry():
+    return np.diag(np.float32([1, 0, 0, 5e-39]))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", UNDERFLOW)
-def test_underflow_never_makes_it_too_small(name):
+def test_underflow_never_makes_it_too_small(name, compiled):
     fn, truth = UNDERFLOW[name]
-    assert float(network_bound(fn, jnp.ones((1, 4))).value) >= 0.999 * truth
+
+    def bound(x):
+        return network_bound(fn, x).value
+
+    found = float((jax.jit(bound) if compiled else bound)(jnp.ones((1, 4))))
+    assert 0.999 * truth <= found <= 1e5 * truth
+
+
+def test_a_normal_kernel_with_a_large_factor_stays_tight():
+    kernel = np.float32(1e-37) * np.eye(4, dtype=np.float32)
+    found = network_bound(
+        lambda x: (x @ kernel) * np.full((1, 4), 1e37, np.float32), jnp.ones((1, 4))
+    )
+    assert 1 <= float(found.value) < 1.01
 
 
 def test_arguments_of_activations_count():
