@@ -23,7 +23,7 @@ import optax
 from flax import nnx
 
 from lipjax import _checks, selfcheck
-from lipjax.data import Dataset, batch_indices, load, to_unit
+from lipjax.data import NAMES, Dataset, batch_indices, load, to_unit
 from lipjax.spectral import network_bound, penalty
 
 
@@ -114,6 +114,7 @@ def main(arguments=None) -> list[Result]:
         _checks.positive(learning_rate=args.learning_rate)
         if args.out and not args.out.parent.is_dir():
             raise ValueError(f"out is {str(args.out)!r}, in a directory that does not exist.")
+        _checks.one_of(NAMES, data=args.data)
         data = load(args.data, data_dir=args.data_dir)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -50,6 +50,15 @@ def within(low: float, high: float, **named) -> None:
             raise ValueError(f"{name} is {value!r}; it must lie in [{low}, {high}].")
 
 
+def one_key(**named) -> None:
+    """Each value is one random key, typed or raw."""
+    for name, value in named.items():
+        dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+        typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+        if not (shape == () if typed else dtype == jnp.uint32 and len(shape) == 1):
+            raise ValueError(f"{name} is {value!r}; it must be one key, as jax.random.key(0).")
+
+
 def ranked(rank: int | Sequence[int], axes: str = "", **named) -> None:
     """Each array has `rank` axes (or one of several ranks); `axes` is the shape in words."""
     ranks = (rank,) if isinstance(rank, int) else tuple(rank)

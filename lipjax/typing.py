@@ -73,7 +73,9 @@ class Bound:
             return np.where(rounded, np.nextafter(wide, np.inf), wide)
         above = np.nextafter(value, np.array(np.inf, value.dtype))
         fixed = np.isin(value, (0, 1)) | (self.kind == "upper")
-        return np.where(fixed, value, above).astype(np.float64)
+        above = np.where(fixed, value, above)
+        wide = above.astype(np.float64)
+        return np.where(wide < above, np.nextafter(wide, np.inf), wide)  # long doubles
 
     @property
     def proves_upper(self) -> bool:

@@ -66,9 +66,20 @@ def test_traced_numbers_pass():
         (lambda x: _checks.floating(x=x.astype(int)), "int32"),
         (lambda x: _checks.same_dtype(jnp.float16, "as h", x=x), "float32.*float16, as h"),
         (lambda x: _checks.one_of(["a", "b"], x="c"), "^x is 'c'.*'a', 'b'"),
+        (lambda x: _checks.one_key(x=0), r"^x is 0; .*jax.random.key\(0\)"),
+        (lambda x: _checks.one_key(x=x), "one key"),
+        (lambda x: _checks.one_key(x=jax.random.split(jax.random.key(0), 2)), "one key"),
     ],
 )
 def test_arrays_are_named(call, message):
     with pytest.raises(ValueError, match="^x ") as error:
         call(jnp.ones(3))
     assert error.match(message)
+
+
+def test_keys_of_both_kinds_pass_also_under_vmap():
+    _checks.one_key(key=jax.random.key(0), raw=jax.random.PRNGKey(0))
+    keys = jax.random.split(jax.random.key(0), 3)
+    assert jax.vmap(lambda key: _checks.one_key(key=key) or jax.random.bits(key))(keys).shape == (
+        3,
+    )

@@ -72,6 +72,8 @@ def test_exact_factors_count_what_they_were_rounded_by():
     assert 0.7 <= single.value < 0.7000001
     assert (Bound(2**53 + 1, "upper") * Bound(1.0, "exact")).value >= 2**53 + 1
     assert (Bound(1.0, "exact") * Bound(1.0, "exact")).value == 1.0
+    wide = np.longdouble(1) + np.longdouble(2) ** -60  # equals 1 where long doubles are doubles
+    assert (Bound(wide, "upper") * Bound(1.0, "upper")).value >= wide
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

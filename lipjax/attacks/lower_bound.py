@@ -74,6 +74,7 @@ def lipschitz_lower_bound(
     ('lower', 3.0)
     """
     x = jnp.asarray(x)
+    _checks.one_key(key=key)
     _checks.at_least_rank(1, "a batch [n, ...] of points", x=x)
     _checks.nonempty(x=x)
     _checks.real_floating(x=x)

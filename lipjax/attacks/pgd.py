@@ -94,6 +94,7 @@ def pgd(
     (True, True)
     """
     fn, batch, labels, bounds = _checked(fn, x, label, bounds, norm, num_steps, num_restarts)
+    _checks.one_key(key=key)
     _checks.nonnegative(eps=eps)
     if bounds is None and not isinstance(eps, jax.core.Tracer) and not np.all(np.isfinite(eps)):
         raise ValueError(f"eps is {eps!r}; without bounds it must be finite.")
@@ -155,6 +156,7 @@ def minimal_distance(
     0.2
     """
     fn, batch, labels, bounds = _checked(fn, x, label, bounds, norm, num_steps, num_restarts)
+    _checks.one_key(key=key)
     _checks.integer(1, num_bisections=num_bisections)
     if max_eps is None:
         if bounds is None or not np.all(np.isfinite(bounds)):

@@ -43,6 +43,7 @@ def random_crop(key: Array, image: Array, *, pad: int, mode: str = "reflect") ->
     True
     """
     color.check_image(image)
+    _checks.one_key(key=key)
     _checks.integer(0, pad=pad)
     _checks.one_of(("reflect", "edge", "constant"), mode=mode)
     if mode == "reflect" and pad >= min(image.shape[:2]):
@@ -91,6 +92,7 @@ def random_affine(
     True
     """
     color.check_image(image)
+    _checks.one_key(key=key)
     _checks.nonnegative(shift=shift, rotation=rotation, shear=shear)
     _checks.within(0.0, 0.99, scale=scale)
     keys = jax.random.split(key, 4)
@@ -123,6 +125,7 @@ def random_flip(key: Array, image: Array) -> Array:
         key: A key. The same key takes the same decision, so that two calls with it undo each other.
         image: `float[h, w, c]`.
     """
+    _checks.one_key(key=key)
     color.check_image(image)
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
@@ -162,6 +165,7 @@ def color_jitter(
     >>> color_jitter(jax.random.key(0), image, brightness=(2.0, 2.0)).max()
     Array(1., dtype=float32)
     """
+    _checks.one_key(key=key)
     color.check_image(image)
     steps = (
         (color.adjust_brightness, _factors(brightness=brightness), 1.0),
@@ -188,6 +192,7 @@ def gaussian_noise(key: Array, image: Array, *, sigma) -> Array:
         sigma: At least 0, in units of the pixel scale [0, 1]; may be traced.
     """
     color.check_image(image)
+    _checks.one_key(key=key)
     _checks.nonnegative(sigma=sigma)
     scale = jnp.asarray(sigma).astype(image.dtype)
     return image + scale * jax.random.normal(key, image.shape, image.dtype)

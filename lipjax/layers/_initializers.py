@@ -17,18 +17,21 @@ def window(kernel_size, dims: int) -> tuple[int, ...]:
 
 def xavier_normal(key, shape):
     """Normal with variance `2 / (fan_in + fan_out)`, each fan counting the taps."""
+    _checks.one_key(key=key)
     taps = math.prod(shape[:-2])
     return jax.random.normal(key, shape) * math.sqrt(2 / (taps * (shape[-2] + shape[-1])))
 
 
 def uniform_kernel(key, shape):
     """Uniform in `+-1 / sqrt(fan_in)`."""
+    _checks.one_key(key=key)
     limit = 1 / math.sqrt(math.prod(shape[:-1]))
     return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
 
 
 def uniform_bias(key, shape):
     """Uniform in `+-1 / sqrt(fan_in)`, one per output."""
+    _checks.one_key(key=key)
     limit = 1 / math.sqrt(math.prod(shape[:-1]))
     return jax.random.uniform(key, (shape[-1],), minval=-limit, maxval=limit)
 
@@ -39,6 +42,7 @@ def identity_or_orthogonal(key, shape):
     Both start a rescaled layer as an isometry, where random kernels would start it as a
     contraction and deep networks would lose the signal.
     """
+    _checks.one_key(key=key)
     *taps, rows, cols = shape
     if rows == cols:
         matrix = jnp.eye(rows)

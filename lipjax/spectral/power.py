@@ -52,6 +52,7 @@ def power_iteration(key: Array, matrix: Array, *, num_iters: int = 20) -> Array:
     >>> bool(2.99 < power_iteration(jax.random.key(0), matrix) <= 3.0)
     True
     """
+    _checks.one_key(key=key)
     _checks.integer(1, num_iters=num_iters)
     matrix, lost = as_device_array(matrix, axis=(-2, -1))
     lower = _power_iteration(key, *checked_matrix(matrix), num_iters)

@@ -18,7 +18,7 @@ def test_two_trainings_and_their_table(tmp_path, capsys):
     assert "largest layer" in capsys.readouterr().out
     stored = json.loads(out.read_text())
     assert stored["results"][1]["weight"] == 0.01 and stored["settings"]["width"] == "8"
-    with pytest.raises(SystemExit, match="error:.*cifar"):
+    with pytest.raises(SystemExit, match="error: data is 'cifar'"):
         regularize.main(["--data", "cifar"])
 
 
