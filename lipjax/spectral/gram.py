@@ -11,7 +11,7 @@ logarithm is needed. The last iterate is bounded by deflation of one vector inst
 norm. Each floating-point product contributes a proved error term on the way back up, so that the
 float32 result is at least the norm of the float32 input. And a Hermitian iterate $A + iB$ is kept
 as the one real matrix $M = A + B$ ($A$ is its symmetric and $B$ its antisymmetric part), whose
-square is $M A + M^T B$: two real products and no complex number.
+square is $M M - 2 B B$: two real products of matrices as they lie and no complex number.
 """
 
 import functools
