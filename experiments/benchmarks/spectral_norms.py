@@ -240,26 +240,30 @@ def show(row) -> None:
 
 
 def plot(path, report) -> None:
-    """Excess against time for the largest number of channels."""
+    """Distance from the norm against time, for the largest number of channels."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     kinds = ("gauss", "struct")
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.8), sharey=True)
     for axis, kind in zip(axes, kinds):
         row = [r for r in report["rows"] if r["kernel"] == kind][-1]
-        for name, found in row["methods"].items():
-            if "gradient" in name:
-                continue
-            ours = name.startswith("lipjax")
-            excess = max(abs(found["excess"]), 1e-7)
-            axis.plot(found["ms"], excess, "o" if ours else "x", color="C0" if ours else "0.4")
-            axis.annotate(name, (found["ms"], excess), fontsize=6)
+        found = {name: (m["ms"], max(abs(m["excess"]), 1e-7)) for name, m in row["methods"].items()}
+        ours = [found[f"lipjax {count}"] for count in COUNTS]
+        axis.plot(
+            *zip(*ours), "o-", color="C0", label=f"lipjax, {COUNTS[0]} to {COUNTS[-1]} products"
+        )
+        axis.plot(*found["lipjax auto"], "D", color="C1", label="lipjax, auto")
+        others = [name for name in found if not name.startswith("lipjax")]
+        for name, marker in zip(others, "xv^s+*"):
+            axis.plot(*found[name], marker, color="0.4", label=name)
         axis.set(xscale="log", yscale="log", xlabel="milliseconds")
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.set_title(f"{kind}, {row['channels']} channels, n = {row['size']}", fontsize=9)
     axes[0].set_ylabel("relative distance from the norm")
+    axes[1].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
