@@ -3,12 +3,14 @@
 What an operation does to the bounds is said by the table of rules in `lipjax.spectral._rules`.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend import core
 
 from lipjax._numerics import is_zero, round_up, safe_norm, unit_roundoff
@@ -47,10 +49,15 @@ class Linear(NamedTuple):
 
 
 class Value(NamedTuple):
-    """A value that depends on the input: its bound is that of node `node`, then `linear`."""
+    """A value that depends on the input: its bound is that of node `node`, then `linear`.
+
+    Attributes:
+        cut: Of a slice, the variable that it was cut from and how often each entry of it is here.
+    """
 
     node: int
     linear: Linear | None = None
+    cut: tuple | None = None
 
 
 class Decision(NamedTuple):
@@ -116,6 +123,8 @@ class Walk:
                 value = jnp.where((before == 0) | (norm == 0), product, floored(product))
             elif kind == "sum":
                 value = round_up(sum(values[i] for i in args), len(args))
+            elif kind == "max":
+                value = jnp.max(jnp.stack([values[i] for i in args]))
             else:
                 value = round_up(safe_norm(jnp.stack([values[i] for i in args])), len(args) + 4)
             values.append(value)
@@ -133,7 +142,9 @@ class Walk:
         for eqn in jaxpr.eqns:
             inputs = [read(v) for v in eqn.invars]
             known.update(zip(eqn.outvars, self.apply(eqn, inputs)))
-        return [read(v) for v in jaxpr.outvars]
+        # A variable has one value in this run alone: cuts of it mean nothing outside.
+        outs = [read(v) for v in jaxpr.outvars]
+        return [v._replace(cut=None) if isinstance(v, Value) else v for v in outs]
 
     def apply(self, eqn, inputs):
         name, params = eqn.primitive.name, eqn.params
@@ -165,6 +176,10 @@ class Walk:
             return [Decision(name)]
         if name == "split":
             return [Value(self.flush(inputs[0]))] * len(eqn.outvars)
+        if name == "top_k":  # sorting moves no two arrays apart
+            return [Value(self.flush(inputs[0])), Decision(name)]
+        if name == "cond":
+            return self.branched(eqn, inputs)
         if name not in self.rules or len(eqn.outvars) > 1:
             raise ValueError(self.refusal(eqn, "its Lipschitz constant is not known here"))
         if name in BROADCASTING:  # a scalar that meets an array is copied to all its entries
@@ -174,6 +189,23 @@ class Walk:
                 for i, v in zip(inputs, eqn.invars)
             ]
         return [self.rules[name](self, eqn, inputs)]
+
+    def branched(self, eqn, inputs):
+        """A branch chosen by a constant: no more than the largest of all branches."""
+        outs = []
+        for branch in eqn.params["branches"]:
+            consts = [Constant(c, jnp.shape(c)) for c in branch.consts]
+            outs.append(self.run(branch.jaxpr, consts, inputs[1:]))
+        return [self.largest(eqn, inputs[0].array, column) for column in zip(*outs)]
+
+    def largest(self, eqn, index, values):
+        """One of these values, whichever the constant `index` picks."""
+        if all(isinstance(v, Constant) for v in values):
+            array = lax.select_n(jnp.clip(index, 0, len(values) - 1), *(v.full() for v in values))
+            return Constant(array, values[0].shape)
+        if any(isinstance(v, Decision) for v in values):
+            return next(v for v in values if isinstance(v, Decision))
+        return Value(self.record("max", *(self.flush(v) for v in values if isinstance(v, Value))))
 
     def unrolled(self, eqn, inputs):
         """A loop of known length, one pass of its body after the other."""
@@ -230,7 +262,9 @@ class Walk:
                 for axis, size in zip(where, inputs[0].shape):
                     small[axis] = size
                 return [Constant(jnp.reshape(inputs[0].array, small), tuple(shape))]
-        out = eqn.primitive.bind(*(i.full() for i in inputs), **eqn.params)
+        indices = all(jnp.issubdtype(v.aval.dtype, jnp.integer) for v in eqn.outvars)
+        with jax.ensure_compile_time_eval() if indices else contextlib.nullcontext():
+            out = eqn.primitive.bind(*(i.full() for i in inputs), **eqn.params)
         out = out if eqn.primitive.multiple_results else [out]
         return [Constant(o, jnp.shape(o)) for o in out]
 

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from lipjax._numerics import round_up
@@ -50,6 +51,59 @@ def _joined(walk, eqn, inputs):
     """Elementwise maxima and concatenations: no more than the hypotenuse of the branches."""
     nodes = [walk.flush(i) for i in inputs if isinstance(i, Value)]
     return Value(nodes[0] if len(nodes) == 1 else walk.record("hypot", *nodes))
+
+
+def _concatenated(walk, eqn, inputs):
+    """As `_joined`, but slices of one array together are that array, or copies of its entries."""
+    cuts, others = {}, []
+    for value in inputs:
+        if isinstance(value, Value) and value.cut is not None:
+            var, counts = value.cut
+            cuts.setdefault((id(var), value.node), []).append(counts)
+        elif isinstance(value, Value):
+            others.append(value)
+    for (_, node), counts in cuts.items():
+        others.append(walk.copied(eqn, Value(node), int(np.max(sum(counts), initial=0))))
+    return _joined(walk, eqn, others)
+
+
+def _cut(walk, eqn, inputs):
+    node = walk.flush(inputs[0])
+    return Value(node, cut=(eqn.invars[0], _seen(eqn, ())))
+
+
+def _seen(eqn, rest):
+    """How often an operation that selects entries of its first operand selects each."""
+    aval = eqn.invars[0].aval
+    select = functools.partial(eqn.primitive.bind, **eqn.params)
+    with jax.ensure_compile_time_eval():
+        operand = jax.ShapeDtypeStruct(aval.shape, jnp.float32)
+        (counts,) = jax.linear_transpose(lambda v: select(v, *rest), operand)(
+            jnp.ones(eqn.outvars[0].aval.shape, jnp.float32)
+        )
+    return counts if isinstance(counts, jax.core.Tracer) else np.asarray(counts)
+
+
+def _gathered(walk, eqn, inputs):
+    """Entries picked by constant indices: the norm is the root of how often one is picked."""
+    if not isinstance(inputs[0], Value):
+        raise ValueError(walk.refusal(eqn, "its indices depend on the input"))
+    most = _seen(eqn, [inputs[1].full()]).max(initial=0)
+    if not isinstance(most, jax.Array):
+        return Value(walk.flush(walk.copied(eqn, inputs[0], int(most))))
+    norm = round_up(jnp.sqrt(most))
+    return Value(walk.layer(walk.flush(inputs[0]), walk.name(eqn, "gather"), "copy", norm))
+
+
+def _written(walk, eqn, inputs):
+    """Entries overwritten by others at constant places: each comes from one of the two."""
+    operand, *rest = inputs
+    indices, updates = rest[1:], rest[0]
+    if eqn.primitive.name == "scatter":
+        indices, updates = rest[:1], rest[1]
+    if not all(isinstance(i, Constant) for i in indices):
+        raise ValueError(walk.refusal(eqn, "its place depends on the input"))
+    return _joined(walk, eqn, [operand, updates])
 
 
 def _clamped(walk, eqn, inputs):
@@ -232,7 +286,7 @@ _ACTIVATIONS = {  # the largest slope, rounded up, and the slope that an argumen
     "leaky_relu": (1.0, jnp.abs),
 }
 _KEEP = (
-    "reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "copy", "copy_p",
+    "reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p",
     "reduce_max", "reduce_min", "sort", "stop_gradient",
 )  # fmt: skip
 RULES = {
@@ -244,10 +298,14 @@ RULES = {
     "div": _quotient,
     "max": _joined,
     "min": _joined,
-    "concatenate": _joined,
+    "concatenate": _concatenated,
     "stack": _joined,
     "tile": _repeated,
+    "slice": _cut,
     "dynamic_slice": _sliced,
+    "gather": _gathered,
+    "scatter": _written,
+    "dynamic_update_slice": _written,
     "clamp": _clamped,
     "select_n": _selected,
     "broadcast_in_dim": _broadcast,

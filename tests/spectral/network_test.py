@@ -41,6 +41,7 @@ def with_rules(x):
 
 
 with_rules.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
+BIG = jnp.asarray(True)
 SCALE = jnp.asarray([0.1, 3.0]).reshape(1, 1, 1, 2)
 LINEAR = {  # programs that are linear maps, with the largest factor the bound may have over the norm
     "matrix": (lambda x: x.reshape(1, -1) @ WIDE, 1.001),
@@ -70,6 +71,28 @@ LINEAR = {  # programs that are linear maps, with the largest factor the bound m
     "padded": (lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 0))), 1.001),
     "scalar times an array": (lambda x: x.sum() * jnp.arange(1.0, 5), 2.5),
     "scalar and an array": (lambda x: lax.add(x.sum(), jnp.ones(())) + jnp.zeros(7), 1.001),
+    "rolled": (lambda x: jnp.roll(x, (1, 2), (1, 2)), 1.001),
+    "picked": (lambda x: x[:, np.array([0, 2, 2, 5, 2])], 1.001),
+    "taken and written": (
+        lambda x: jnp.zeros((3, 6, 2)).at[1].set(jnp.take(x[0], 2, axis=0)),
+        1.001,
+    ),
+    "written over": (lambda x: x.at[:, np.array([0, 2])].set(3 * x[:, :2]), 1.1),
+    "overlapping slices": (lambda x: jnp.concatenate([x[:, :4], x[:, 1:], -x[:, 2:3]], 1), 1.001),
+    "slices in a loop": (
+        lambda x: lax.fori_loop(0, 2, lambda _, y: jnp.concatenate([y[:, 2:], y[:, 1:3]], 1), x),
+        1.5,
+    ),
+    "a slice carried": (
+        lambda x: lax.fori_loop(
+            0,
+            2,
+            lambda _, c: (c[0][:, ::-1], c[0][:, :3], jnp.concatenate([c[1], c[0][:, 3:]], 1)),
+            (x, x[:, :3], x),
+        )[2],
+        1.001,
+    ),
+    "a branch": (lambda x: lax.cond(BIG, lambda y: y @ K[0, 0], lambda y: 0.1 * y, x), 1.001),
     "one kernel twice": (lambda x: conv(x, K)[:, :3, :3] + conv(x, K, (2, 2)), 2.5),
     "custom rules": (lambda x: with_rules(x), 1.001),
     "checkpoint": (jax.checkpoint(lambda x: 3 * x), 1.001),
@@ -192,6 +215,9 @@ def test_an_activation_of_the_same_name_is_not_taken_for_it():
         (lambda x: x @ x, "product of two"),
         (lambda x: 1 / (1 + x), "division"),
         (lambda x: jnp.where(x > 0, x, 0), "comparison"),
+        (lambda x: x[jnp.argmax(x, 0)], "comparison"),
+        (lambda x: lax.dynamic_update_slice(x, x[:1], (jnp.argmax(x[0]), 0)), "comparison"),
+        (lambda x: lax.top_k(x, 1)[1], "outcome of a comparison"),
         (jnp.exp, "exp"),
         (jnp.sqrt, "sqrt"),
         (lambda x: x.astype(jnp.bfloat16), "bfloat16"),
@@ -207,6 +233,25 @@ def test_what_has_no_bound_is_refused_by_name(fn, word):
         network_bound(fn, jnp.ones((2, 2)))
     with pytest.raises(ValueError, match="x has 2 arrays"):
         network_bound(fn, (jnp.ones((2, 2)), jnp.ones((2, 2))))
+
+
+def test_the_largest_entries_move_no_more_than_the_input():
+    np.testing.assert_allclose(network_bound(lambda x: lax.top_k(2 * x, 2)[0], X).value, 2, 1e-5)
+
+
+def test_indices_of_a_traced_program_are_counted():
+    picks = jnp.array([0, 1, 1, 1])
+    bounds = [jax.jit(lambda i: network_bound(lambda x: x[i], jnp.ones(3)).value)(picks)]
+    bounds.append(jax.jit(lambda: network_bound(lambda x: x[picks], jnp.ones(3)).value)())
+    assert all(3**0.5 <= bound <= 3**0.5 * (1 + 1e-5) for bound in bounds)
+
+
+def test_a_branch_chosen_under_a_trace_counts_as_the_largest():
+    def bound(choice):
+        options = (lambda x: 2 * x, lambda x: 5 * x, lambda x: jnp.zeros_like(x))
+        return network_bound(lambda x: lax.switch(choice, options, x), jnp.ones(3)).value
+
+    assert all(5 <= bound(c) <= 5.0001 for c in (0, 1, 2)) and 5 <= jax.jit(bound)(0) <= 5.0001
 
 
 def test_loops_of_known_length_are_written_out():
