@@ -12,7 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipjax import margin
-from lipjax.layers import aol, cpl, lmi, rescaled, sll
+from lipjax.layers import (
+    aol,
+    bjorck,
+    cayley,
+    cpl,
+    forms,
+    householder,
+    lmi,
+    normalized,
+    reflector,
+    rescaled,
+    sandwich,
+    skew,
+    sll,
+    triangular,
+)
 from lipjax.spectral import (
     conv_gram_iteration,
     conv_kernel_bound,
@@ -41,6 +56,8 @@ class Layer:
             control, which every soundness test must catch.
         activation: Whether `apply` takes `activation=`.
         tight: The largest Jacobian norm for orthonormal kernels is at least this.
+        orthogonal: Whether the condition is met with equality, so that float32 weights miss it by
+            their rounding and the proof is of the weights in float64.
     """
 
     name: str
@@ -54,6 +71,7 @@ class Layer:
     broken: Callable
     activation: bool = True
     tight: float = 0.99
+    orthogonal: bool = False
 
 
 def _longer_step(weights):
@@ -169,6 +187,122 @@ LAYERS = [
         None,
         _larger_kernel,
         False,
+    ),
+]
+
+
+def _contraction(name, module, shape, *, tight=0.99, **options):
+    """A dense contraction in the linear form."""
+    return Layer(
+        name,
+        lambda key: module.init_dense(key, *shape),
+        functools.partial(module.constrain_dense, **options),
+        functools.partial(module.freeze_dense, **options),
+        module.apply_dense,
+        module.bound,
+        shape[:1],
+        lmi.of_dense,
+        _larger_kernel,
+        False,
+        tight,
+        True,
+    )
+
+
+def _spectral_conv(name, module, init):
+    """A circular convolution with one matrix per frequency."""
+    activation = {} if module is not sandwich else {"activation": "relu"}
+    return Layer(
+        name,
+        init,
+        functools.partial(module.constrain_conv, input_size=(4, 5)),
+        functools.partial(module.freeze_conv, input_size=(4, 5)),
+        functools.partial(module.apply_conv, **activation),
+        module.bound,
+        (4, 5, 3),
+        None,
+        _larger_kernel,
+        False,
+        0.99 if module is not sandwich else 0.5,
+    )
+
+
+def _as_residual(name, module, **options):
+    """The residual form of a dense contraction."""
+
+    def weights(make, params):
+        return forms.as_residual(make(params), **options)
+
+    return Layer(
+        name,
+        lambda key: module.init_dense(key, 10, 7),
+        functools.partial(weights, module.constrain_dense),
+        functools.partial(weights, module.freeze_dense),
+        forms.residual_dense,
+        forms.residual_bound,
+        (10,),
+        lmi.of_dense,
+        _longer_step,
+        orthogonal=True,
+    )
+
+
+LAYERS += [
+    _contraction("normalized_dense", normalized, (10, 7)),
+    _contraction("bjorck_dense", bjorck, (10, 7)),
+    _contraction("bjorck_dense_wide", bjorck, (6, 9)),
+    _contraction("cayley_dense", cayley, (10, 7)),
+    _contraction("cayley_dense_wide", cayley, (6, 9)),
+    _contraction("householder_dense", householder, (10, 7)),
+    _contraction("reflector_dense", reflector, (10,)),
+    _contraction("qr_dense", triangular, (10, 7), method="qr"),
+    _contraction("cholesky_dense", triangular, (6, 9), method="cholesky"),
+    _contraction("skew_dense", skew, (6, 9)),
+    Layer(
+        "normalized_conv",
+        lambda key: normalized.init_conv(key, 3, 4),
+        normalized.constrain_conv,
+        normalized.freeze_conv,
+        normalized.apply_conv,
+        normalized.bound,
+        (5, 6, 3),
+        None,
+        _larger_kernel,
+        False,
+        0.95,
+    ),
+    Layer(
+        "skew_conv",
+        lambda key: skew.init_conv(key, 3, 4),
+        skew.constrain_conv,
+        skew.freeze_conv,
+        skew.apply_conv,
+        skew.bound,
+        (5, 6, 3),
+        None,
+        lambda weights: weights._replace(kernel=weights.kernel * 4),
+        False,
+    ),
+    _spectral_conv("cayley_conv", cayley, lambda key: cayley.init_conv(key, 3, 4)),
+    _spectral_conv("reflector_conv", reflector, lambda key: reflector.init_conv(key, 3)),
+    _spectral_conv("sandwich_conv", sandwich, lambda key: sandwich.init_conv(key, 3, 4)),
+    Layer(
+        "sandwich_dense",
+        lambda key: sandwich.init_dense(key, 10, 7),
+        sandwich.constrain_dense,
+        sandwich.freeze_dense,
+        sandwich.apply_dense,
+        sandwich.bound,
+        (10,),
+        lmi.of_dense,
+        _larger_kernel,
+        True,
+        0.5,
+        True,
+    ),
+    _as_residual("bjorck_residual", bjorck),
+    _as_residual(
+        "cayley_residual", cayley, log_temperature=np.linspace(-2, 2, 7, dtype=np.float32)
     ),
 ]
 

@@ -7,10 +7,18 @@ evaluation and `bound(weights) -> Bound`.
 
 from lipjax.layers import activations as activations
 from lipjax.layers import aol as aol
+from lipjax.layers import bjorck as bjorck
+from lipjax.layers import cayley as cayley
 from lipjax.layers import cpl as cpl
 from lipjax.layers import forms as forms
 from lipjax.layers import head as head
+from lipjax.layers import householder as householder
 from lipjax.layers import lmi as lmi
+from lipjax.layers import normalized as normalized
 from lipjax.layers import pooling as pooling
+from lipjax.layers import reflector as reflector
 from lipjax.layers import rescaled as rescaled
+from lipjax.layers import sandwich as sandwich
+from lipjax.layers import skew as skew
 from lipjax.layers import sll as sll
+from lipjax.layers import triangular as triangular

@@ -4,6 +4,9 @@ The residual and sandwich forms are 1-Lipschitz only around an activation that a
 alone and whose slope stays in [0, 1]. A norm-preserving activation such as MaxMin, or one with
 negative slopes such as the absolute value, breaks the proof and the property: it belongs between
 layers, where being 1-Lipschitz is enough.
+
+Those that preserve the norm of every input and gradient (almost everywhere): `max_min`,
+`group_sort`, `full_sort`, `householder`, `householder_order_2`, `beta_abs` and the absolute value.
 """
 
 import dataclasses
@@ -62,8 +65,7 @@ def max_min(x: Array) -> Array:
     >>> max_min(jnp.array([1.0, 5.0, 3.0, 2.0])).tolist()
     [3.0, 5.0, 1.0, 2.0]
     """
-    half = x.shape[-1] // 2
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    a, b, rest = _pairs(x)
     return jnp.concatenate([jnp.maximum(a, b), jnp.minimum(a, b), rest], axis=-1)
 
 
@@ -88,6 +90,142 @@ def group_sort(x: Array, *, group_size: int = 2) -> Array:
     return jnp.sort(groups, axis=-1).reshape(x.shape)
 
 
+def full_sort(x: Array) -> Array:
+    """Sorts all channels in ascending order; preserves norms and gradients; 1-Lipschitz.
+
+    Reference: Anil, Lucas, Grosse (2019), https://arxiv.org/abs/1811.05381.
+
+    >>> import jax.numpy as jnp
+    >>> full_sort(jnp.array([3.0, 1.0, 2.0, 4.0])).tolist()
+    [1.0, 2.0, 3.0, 4.0]
+    """
+    return jnp.sort(x, axis=-1)
+
+
+def beta_abs(x: Array, *, beta: float = 0.5) -> Array:
+    """Absolute value of the first share `beta` of the channels (rounded down), the rest unchanged.
+
+    Preserves norms and, but for zeros, gradients; 1-Lipschitz. The beta-Abs of LipNeXt; with 0.5 it
+    is known as HalfAbs and registered as "half_abs".
+
+    Args:
+        x: `float[..., c]`.
+        beta: In [0, 1].
+
+    >>> import jax.numpy as jnp
+    >>> beta_abs(jnp.array([-1.0, 2.0, -3.0, -4.0])).tolist()
+    [1.0, 2.0, -3.0, -4.0]
+    """
+    _checks.within(0.0, 1.0, beta=beta)
+    count = math.floor(beta * x.shape[-1] + 1e-6)
+    return jnp.concatenate([jnp.abs(x[..., :count]), x[..., count:]], axis=-1)
+
+
+def householder(x: Array, angles: Array) -> Array:
+    """Reflects each pair of channels i and i + c/2 that lies on one side of a line.
+
+    With `v = (sin(angle / 2), -cos(angle / 2))` a pair z becomes `z - 2 max(0, <v, z>) v`: itself, or
+    its mirror image `(z1 cos + z2 sin, z1 sin - z2 cos)` of `angle` where `<v, z>` is positive. An
+    odd last channel passes unchanged. At `pi / 2`, the published start, pairs are sorted with the
+    smaller entry first (`max_min` with its halves exchanged); at `5 pi / 2` this is `max_min`.
+
+    Args:
+        x: `float[..., c]`.
+        angles: `float[c // 2]`, in radians, learnt.
+
+    Returns:
+        `float[..., c]`.
+
+    Guarantee: preserves norms and, almost everywhere, gradients; continuous, hence 1-Lipschitz; up
+    to a few roundings of the norm of each pair. On the line itself, and at 0, the derivative is that
+    of the identity. NaN in, NaN out.
+
+    Raises:
+        ValueError: for angles of another shape.
+
+    Reference: Singla, Singla, Feizi (2022), https://arxiv.org/abs/2108.04062; the side that is
+    reflected is that of their code (the other one is `angles + 2 pi`).
+
+    >>> import jax.numpy as jnp
+    >>> householder(jnp.array([5.0, 1.0, 3.0, 2.0]), jnp.full(2, jnp.pi / 2)).round(4).tolist()
+    [3.0, 1.0, 5.0, 2.0]
+    """
+    a, b, rest = _pairs(x)
+    _check_angles(angles, (a.shape[-1],), x)
+    sin, cos = (jnp.broadcast_to(f(angles / 2), a.shape) for f in (jnp.sin, jnp.cos))
+    twice = 2 * jax.nn.relu(a * sin - b * cos)
+    return jnp.concatenate([a - twice * sin, b + twice * cos, rest], axis=-1)
+
+
+def householder_order_2(x: Array, angles: Array) -> Array:
+    """Reflects or turns each pair of channels i and i + c/2 by the sector it lies in.
+
+    In each plane, with t0, t1, t2 the three angles, counted from the ray at `t0 / 2`:
+
+    - from 0 to `t1 / 2` nothing changes;
+    - from there to `(t1 + t2) / 2` the pair is mirrored, `phi -> t0 + t1 - phi`;
+    - from there to `pi + t2 / 2` it is turned, `phi -> phi - t2`;
+    - in the rest of the circle it is mirrored, `phi -> t0 - phi`.
+
+    Neighbouring maps agree on the ray between them. The last sector is all that the others leave:
+    asked for by its own bounds, it misses the float32 angles that round to a full circle, and pairs
+    there become 0.
+
+    Args:
+        x: `float[..., c]`; an odd last channel passes unchanged.
+        angles: `float[3, c // 2]`, in radians, learnt, clipped to [0, 2 pi]. The published start is
+            uniform in [0, pi].
+
+    Returns:
+        `float[..., c]`.
+
+    Guarantee: preserves norms and, almost everywhere, gradients; continuous, hence 1-Lipschitz; up
+    to a few roundings of the norm of each pair. Choosing the sector carries no gradient, so that of
+    a pair of zeros is finite. NaN in, NaN out.
+
+    Raises:
+        ValueError: for angles of another shape.
+
+    Reference: Singla, Singla, Feizi (2022), https://arxiv.org/abs/2108.04062, by their code.
+
+    >>> import jax.numpy as jnp
+    >>> angles = jnp.array([[0.0], [jnp.pi], [0.0]])
+    >>> householder_order_2(jnp.array([-3.0, 4.0]), angles).round(4).tolist()
+    [-3.0, 4.0]
+    """
+    a, b, rest = _pairs(x)
+    _check_angles(angles, (3, a.shape[-1]), x)
+    circle = 2 * math.pi
+    t0, t1, t2 = jnp.clip(angles, 0, circle)
+    phi = jnp.arctan2(jax.lax.stop_gradient(b), jax.lax.stop_gradient(a))
+
+    def wide(row):
+        return jnp.broadcast_to(row, a.shape)
+
+    phi = jnp.mod(phi - wide(t0 / 2), circle)
+    bounds = (t1 / 2, (t1 + t2) / 2, math.pi + t2 / 2)
+    sectors = [phi < wide(bound) for bound in bounds]
+    turns = [jnp.zeros_like(t0), t0 + t1, t2, t0]
+    cos, sin = (
+        jnp.select(sectors, [wide(f(t)) for t in turns[:3]], wide(f(turns[3])))
+        for f in (jnp.cos, jnp.sin)
+    )
+    side = jnp.where(sectors[0] | (sectors[2] & ~sectors[1]), -1, 1).astype(x.dtype)
+    return jnp.concatenate([a * cos + b * sin, side * (a * sin - b * cos), rest], axis=-1)
+
+
+def householder_of(angles: Array) -> Activation:
+    """The Householder activation with these angles, of order 1 or 2 by their shape; 1-Lipschitz.
+
+    Args:
+        angles: `float[c // 2]` or `float[3, c // 2]`.
+    """
+    _checks.ranked((1, 2), "[c // 2] or [3, c // 2]", angles=angles)
+    order = jnp.ndim(angles)
+    fn = householder if order == 1 else householder_order_2
+    return Activation(f"householder of order {order}", lambda x: fn(x, angles), None)
+
+
 @functools.cache
 def leaky_relu(alpha: float = 0.1) -> Activation:
     """ReLU with slope `alpha` in [0, 1] for negative entries."""
@@ -101,6 +239,27 @@ def group_sort_of(group_size: int) -> Activation:
     _checks.integer(1, group_size=group_size)
     sort = functools.partial(group_sort, group_size=group_size)
     return Activation(f"group_sort({group_size})", sort, None)
+
+
+@functools.cache
+def beta_abs_of(beta: float) -> Activation:
+    """`beta_abs` with that share of the channels, on `float[..., c]`; 1-Lipschitz."""
+    _checks.within(0.0, 1.0, beta=beta)
+    return Activation(f"beta_abs({beta})", functools.partial(beta_abs, beta=beta), (-1.0, 1.0))
+
+
+def _pairs(x):
+    """Channels i, channels i + c/2, and an odd last one."""
+    half = x.shape[-1] // 2
+    return x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+
+
+def _check_angles(angles, shape, x):
+    if jnp.shape(angles) != shape:
+        raise ValueError(
+            f"angles has shape {jnp.shape(angles)}; it must be {shape} for the {x.shape[-1]} "
+            "channels of x."
+        )
 
 
 _SELU_SLOPE = 1.0507009873554805 * 1.6732632423543772
@@ -125,6 +284,8 @@ _REGISTRY = {
         Activation("silu", jax.nn.silu, (-0.1, 1.1), 1.1),
         Activation("max_min", max_min, None),
         Activation("group_sort", group_sort, None),
+        Activation("full_sort", full_sort, None),
+        Activation("half_abs", beta_abs, (-1.0, 1.0)),
     )
 }
 _REGISTRY["leaky_relu"] = _REGISTRY.pop("leaky_relu(0.1)")

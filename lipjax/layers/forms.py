@@ -6,7 +6,9 @@ r"""The forms of a 1-Lipschitz layer: what a weight of norm at most 1 can be use
 
 The residual form is the solution of the SDP condition of `lipjax.layers.lmi` with identity skip.
 With $A = W T^{-1/2}$ it is the same statement: $\|A\| \le 1$ (Meunier et al. 2022,
-https://arxiv.org/abs/2110.12690; Araujo et al. 2023, https://arxiv.org/abs/2303.03169).
+https://arxiv.org/abs/2110.12690; Araujo et al. 2023, https://arxiv.org/abs/2303.03169). So every
+contraction makes a residual layer: `as_residual` for kernels, `residual_of` for any linear map. The
+sandwich form is in `lipjax.layers.sandwich`.
 
 Products run at the precision that `jax.default_matmul_precision` names. On GPUs and TPUs the default
 rounds float32 operands, which is fine for training; evaluate certificates inside
@@ -19,6 +21,7 @@ Weights carry a witness, `log_q`: weights of the diagonal dominance that proves 
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,7 +33,7 @@ from lipjax import _checks, _numerics
 from lipjax.layers import activations
 from lipjax.layers._convolution import add_bias, adjoint, convolve
 from lipjax.spectral.conv import conv_gram_iteration
-from lipjax.spectral.gram import gram_iteration
+from lipjax.spectral.proved import proved_norm
 from lipjax.spectral.rescaling import conv_dominating_diagonal, dominating_diagonal
 from lipjax.typing import Array, Bound
 
@@ -103,6 +106,79 @@ def residual_conv(
     dims = weights.kernel.ndim - 2
     spatial = x.shape[-dims - 1 : -1]
     return x - adjoint(hidden, weights.kernel, spatial, padding=padding)
+
+
+def linear(kernel: Array, bias: Array) -> Linear:
+    """Weights of the linear form for a kernel of norm at most 1 that has no witness of its own."""
+    return Linear(kernel, bias, jnp.zeros(min(kernel.shape[-2:]), kernel.dtype))
+
+
+def as_residual(weights: Linear, *, log_temperature: Array | None = None) -> Residual:
+    """The residual form of a contraction A: `x - 2 T^(-1/2) s(T^(1/2) (x A) + b) A^T`.
+
+    For activations with `s(c x) = c s(x)`, as ReLU, every layer that the SDP condition with identity
+    skip proves is one of these with T = 1. For others T is m more degrees of freedom.
+
+    Args:
+        weights: Of the linear form, `A` dense or convolutional (with stride 1).
+        log_temperature: `float[m]`, the logarithm of the diagonal of T, clipped to `+-10`; None
+            means T = 1.
+
+    >>> import jax.numpy as jnp
+    >>> mirror = as_residual(linear(jnp.eye(2), jnp.zeros(2)))
+    >>> residual_dense(mirror, jnp.array([1.0, -3.0])).tolist()
+    [-1.0, -3.0]
+    """
+    _check_made(weights, Linear)
+    kernel, hidden = weights.kernel, weights.kernel.shape[-1]
+    if log_temperature is None:
+        step = jnp.full(hidden, 2, kernel.dtype)
+    else:
+        log_temperature = jnp.asarray(log_temperature, kernel.dtype)
+        _checks.ranked(1, log_temperature=log_temperature)
+        _checks.axis_size(0, hidden, "one per output", log_temperature=log_temperature)
+        root = jnp.exp(jnp.clip(log_temperature, -10, 10) / 2)
+        kernel = kernel * jnp.broadcast_to(root, kernel.shape)
+        step = 2 / jnp.square(root)
+    return Residual(kernel, weights.bias, step, jnp.zeros(hidden, kernel.dtype))
+
+
+def residual_of(
+    linear: Callable[[Array], Array], x: Array, bias: Array, *, activation="relu"
+) -> Array:
+    """`x - 2 A s(A^T x + b)` for a linear map of norm at most 1 that is given as a function.
+
+    Args:
+        linear: `x -> A^T x`, linear in x and without a bias. Its exact adjoint is derived.
+        x: `float[..., n]`.
+        bias: `float[m]`.
+        activation: One with slopes in [0, 1].
+
+    >>> import jax.numpy as jnp
+    >>> residual_of(lambda x: x, jnp.array([1.0, -3.0]), jnp.zeros(2)).tolist()
+    [-1.0, -3.0]
+    """
+    s = activations.slope_restricted(activation)
+    hidden = s(add_bias(linear(x), bias))
+    (back,) = jax.linear_transpose(linear, jax.ShapeDtypeStruct(x.shape, x.dtype))(hidden)
+    return x - 2 * back
+
+
+def residual_of_bound(contraction: Bound) -> Bound:
+    """Bound on `residual_of`, from that of its linear map: 1 up to norm 1, else `2 norm^2 - 1`."""
+    norm = at_least(float(contraction.value))
+    return Bound(max(1.0, at_least(2 * at_least(norm * norm) - 1)), contraction.kind)
+
+
+def convex_mix(x: Array, y: Array, logit: Array) -> Array:
+    """`g x + (1 - g) y` with `g = sigmoid(logit)`: 1-Lipschitz if y is in x.
+
+    >>> import jax.numpy as jnp
+    >>> convex_mix(jnp.ones(2), jnp.zeros(2), jnp.zeros(())).tolist()
+    [0.5, 0.5]
+    """
+    gate = jnp.broadcast_to(jax.nn.sigmoid(logit), x.shape)
+    return gate * x + (1 - gate) * y
 
 
 def _stepped(hidden, step):
@@ -186,7 +262,7 @@ def _squared_norm(kernel, log_q, step):
             if float(quick) <= PROVED:
                 return quick
     if dense:
-        slow = gram_iteration(scaled, num_iters=12)
+        slow = proved_norm(scaled)
     else:
         slow = conv_gram_iteration(scaled, padding="any", num_iters=12)
     # Rounding each entry of the scaled kernel moves its symbol by at most u sqrt(size) norms.

@@ -14,6 +14,7 @@ Reference: Araujo et al. (2023), https://arxiv.org/abs/2303.03169, after LipSDP 
 https://arxiv.org/abs/1906.04893).
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,8 +22,12 @@ import jax.numpy as jnp
 
 from lipjax import _checks
 from lipjax._numerics import matmul
+from lipjax.layers import _transfer, sandwich, skew
 from lipjax.layers._convolution import convolve
-from lipjax.layers.forms import Residual
+from lipjax.layers._transfer import Transfer
+from lipjax.layers.forms import Linear, Residual
+from lipjax.layers.sandwich import Sandwich
+from lipjax.layers.skew import Skew
 from lipjax.typing import Array
 
 
@@ -72,43 +77,97 @@ def residual(skip: Array, outer: Array, inner: Array, multiplier: Array) -> Arra
     return jnp.block([[first, corner], [corner.T, last]])
 
 
-def of_dense(weights: Residual) -> Matrices:
-    """The matrices of a dense residual layer (SLL, CPL)."""
-    _checks_residual(weights)
+def of_dense(weights: Linear | Residual | Sandwich) -> Matrices:
+    """The matrices of a dense layer: linear, residual (SLL, CPL) or sandwich.
+
+    Raises:
+        ValueError: for weights of other layers, or of convolutions.
+
+    >>> import jax.numpy as jnp
+    >>> from lipjax.layers import forms
+    >>> layer = forms.linear(0.5 * jnp.eye(2), jnp.zeros(2))
+    >>> residual(*of_dense(layer)).tolist()
+    [[0.75, 0.0], [0.0, 0.75]]
+    """
+    if not isinstance(weights, Linear | Residual | Sandwich):
+        raise _unknown(weights)
     _checks.ranked(2, "[n, m]; use of_conv for a convolution", kernel=weights.kernel)
-    n, _ = weights.kernel.shape
-    return _identity_skip(n, weights.kernel, weights.step)
+    if isinstance(weights, Linear):
+        return _linear(weights.kernel)
+    if isinstance(weights, Sandwich):
+        upper, lower = sandwich.halves(weights)
+        return _no_skip(upper, lower, sandwich.psi(weights))
+    return _identity_skip(weights.kernel, weights.step)
 
 
 def of_conv(
-    weights: Residual, input_size: int | Sequence[int], *, padding: str = "zero"
+    weights: Linear | Residual | Sandwich | Skew | Transfer,
+    input_size: int | Sequence[int],
+    *,
+    padding: str = "zero",
 ) -> Matrices:
-    """The matrices of a convolutional residual layer on whole images, written out.
+    """The matrices of a convolutional layer on whole images, written out, without strides.
 
-    Only for small images: the inner matrix has `points * c_in` rows and `points * m` columns.
+    Only for small images: they have as many rows as an image has entries.
+
+    Args:
+        weights: Of any layer of `lipjax.layers`.
+        input_size: One integer, or one per spatial axis.
+        padding: Of the layer; those with one matrix per frequency are circular.
     """
-    _checks_residual(weights)
-    _checks.ranked((3, 4, 5), "[*window, n, m]; use of_dense for a matrix", kernel=weights.kernel)
-    dims = weights.kernel.ndim - 2
-    size = (input_size,) * dims if isinstance(input_size, int) else tuple(input_size)
-    c_in, m = weights.kernel.shape[-2:]
-    points = 1
-    for n in size:
-        points *= n
-    basis = jnp.eye(points * c_in, dtype=weights.kernel.dtype).reshape(-1, *size, c_in)
-    inner = convolve(basis, weights.kernel, padding=padding).reshape(points * c_in, points * m)
-    return _identity_skip(points * c_in, inner, jnp.tile(weights.step, points))
+    kinds = Linear | Residual | Sandwich | Skew | Transfer
+    if not isinstance(weights, kinds):
+        raise _unknown(weights)
+    kernel = weights.kernel
+    _checks.ranked((3, 4, 5), "[*window, n, m]; use of_dense for a matrix", kernel=kernel)
+    size = _checks.per_axis(kernel.ndim - 2, input_size=input_size)
+    points = math.prod(size)
+
+    def matrix(fn, channels, dtype):
+        basis = jnp.eye(points * channels, dtype=dtype).reshape(-1, *size, channels)
+        return fn(basis).reshape(points * channels, -1)
+
+    bias, (c_in, c_out) = weights.bias, kernel.shape[-2:]
+    if isinstance(weights, Sandwich):
+        upper, lower = sandwich.halves(weights)
+        back = Transfer(jnp.swapaxes(upper, -1, -2), bias)
+        into = Transfer(jnp.conj(lower), bias)
+        outer = matrix(lambda x: _transfer.multiply(back, x), c_out, bias.dtype).T
+        inner = matrix(lambda x: _transfer.multiply(into, x), c_in - c_out, bias.dtype)
+        return _no_skip(outer.T, inner, jnp.tile(sandwich.psi(weights), points))
+    if isinstance(weights, Transfer):
+        skip = matrix(lambda x: _transfer.multiply(weights, x), c_in, bias.dtype)
+    elif isinstance(weights, Skew):
+        skip = matrix(lambda x: skew.linear_conv(weights, x, padding=padding), c_in, bias.dtype)
+    else:
+        skip = matrix(lambda x: convolve(x, kernel, padding=padding), c_in, kernel.dtype)
+    if isinstance(weights, Residual):
+        return _identity_skip(skip, jnp.tile(weights.step, points))
+    return _linear(skip)
 
 
-def _checks_residual(weights):
-    if not isinstance(weights, Residual):
-        raise ValueError(
-            f"weights is a {type(weights).__name__}; it must be the Residual that constrain or freeze "
-            "of SLL and CPL returns. Other layers: residual(skip, outer, inner, multiplier)."
-        )
+def _unknown(weights):
+    return ValueError(
+        f"weights is a {type(weights).__name__}; it must be what constrain or freeze of a layer of "
+        "lipjax.layers returns. For others: residual(skip, outer, inner, multiplier)."
+    )
 
 
-def _identity_skip(n, inner, step):
+def _linear(matrix):
+    """`W^T x`: no activation, and the condition is `I - W W^T`."""
+    n, m = matrix.shape
+    none = jnp.zeros(0, matrix.dtype)
+    return Matrices(matrix.T, none.reshape(m, 0), none.reshape(n, 0), none)
+
+
+def _identity_skip(inner, step):
     """`x - W step s(W^T x + b)`, proved by `Lambda = 2 T^-1 = step`."""
     outer = -inner * jnp.broadcast_to(step, inner.shape)
-    return Matrices(jnp.eye(n, dtype=inner.dtype), outer, inner, step)
+    return Matrices(jnp.eye(len(inner), dtype=inner.dtype), outer, inner, step)
+
+
+def _no_skip(upper, lower, psi):
+    """`sqrt(2) A^T Psi s(sqrt(2) Psi^-1 B x + b)`, proved by `Lambda = Psi^2`."""
+    outer = math.sqrt(2) * upper * jnp.broadcast_to(psi, upper.shape)
+    inner = math.sqrt(2) * lower / jnp.broadcast_to(psi, lower.shape)
+    return Matrices(jnp.zeros((len(upper), len(lower)), upper.dtype), outer, inner, jnp.square(psi))

@@ -3,11 +3,15 @@
 All take `float[..., height, width, channels]`.
 """
 
+import math
+
 import jax.numpy as jnp
 
 from lipjax import _checks
 from lipjax._numerics import safe_norm
 from lipjax.typing import Array
+
+_IMAGE = "[..., height, width, channels]"
 
 
 def average_pool(x: Array, window: int) -> Array:
@@ -28,6 +32,36 @@ def average_pool(x: Array, window: int) -> Array:
     2.0
     """
     return _blocks(x, window).sum((-4, -2)) / window
+
+
+def global_average(x: Array) -> Array:
+    """Mean over all positions times the square root of their number: norm exactly 1.
+
+    Args:
+        x: `float[..., h, w, c]`.
+
+    Returns:
+        `float[..., c]`.
+
+    >>> import jax.numpy as jnp
+    >>> global_average(jnp.ones((2, 2, 1))).item()
+    2.0
+    """
+    _checks.at_least_rank(3, _IMAGE, x=x)
+    return x.sum((-3, -2)) / math.sqrt(x.shape[-3] * x.shape[-2])
+
+
+def center(x: Array) -> Array:
+    """Subtracts from each channel its mean over all positions; a projection.
+
+    Acts on each example alone, in training as in evaluation, so nothing has to be remembered.
+
+    >>> import jax.numpy as jnp
+    >>> center(jnp.array([[[1.0], [3.0]]])).ravel().tolist()
+    [-1.0, 1.0]
+    """
+    _checks.at_least_rank(3, _IMAGE, x=x)
+    return x - x.mean((-3, -2), keepdims=True)
 
 
 def l2_pool(x: Array, window: int) -> Array:
@@ -57,6 +91,68 @@ def space_to_depth(x: Array, window: int) -> Array:
     return moved.reshape(*moved.shape[:-2], window**2 * x.shape[-1])
 
 
+def depth_to_space(x: Array, window: int) -> Array:
+    """Moves the channels into windows: the inverse of `space_to_depth`; an isometry.
+
+    Args:
+        x: `float[..., h, w, c]`, with c a multiple of `window^2`, ordered (row, column, channel).
+        window: Side of the windows.
+
+    Returns:
+        `float[..., h * window, w * window, c / window^2]`.
+
+    >>> import jax.numpy as jnp
+    >>> depth_to_space(jnp.ones((2, 2, 12)), 2).shape
+    (4, 4, 3)
+    """
+    _checks.integer(1, window=window)
+    _checks.at_least_rank(3, _IMAGE, x=x)
+    if x.shape[-1] % window**2:
+        raise ValueError(
+            f"window is {window}; its square must divide the {x.shape[-1]} channels of x."
+        )
+    height, width, channels = x.shape[-3], x.shape[-2], x.shape[-1] // window**2
+    # [..., h, row, w, (column, channel)]; then one axis at a time, as in `_blocks`.
+    rows = jnp.moveaxis(x.reshape(*x.shape[:-1], window, window * channels), -2, -3)
+    rows = rows.reshape(*x.shape[:-3], height * window, width, window * channels)
+    columns = rows.reshape(*rows.shape[:-1], window, channels)
+    return columns.reshape(*x.shape[:-3], height * window, width * window, channels)
+
+
+def upsample(x: Array, factor: int) -> Array:
+    """Repeats each position over a `factor x factor` window, divided by `factor`; an isometry.
+
+    The transpose of `average_pool`, which undoes it. Repeating alone has norm `factor`.
+
+    Args:
+        x: `float[..., h, w, c]`.
+        factor: At least 1.
+
+    Returns:
+        `float[..., h * factor, w * factor, c]`.
+
+    >>> import jax.numpy as jnp
+    >>> upsample(jnp.ones((1, 1, 1)), 2).ravel().tolist()
+    [0.5, 0.5, 0.5, 0.5]
+    """
+    _checks.integer(1, factor=factor)
+    _checks.at_least_rank(3, _IMAGE, x=x)
+    return jnp.repeat(jnp.repeat(x, factor, axis=-3), factor, axis=-2) / factor
+
+
+def repeat_channels(x: Array, repeats: int) -> Array:
+    """All channels, `repeats` times one after the other, divided by its square root; an isometry.
+
+    Widens without zeros, unlike `pad_channels`. Works on `float[..., c]`.
+
+    >>> import jax.numpy as jnp
+    >>> repeat_channels(jnp.array([2.0, 4.0]), 4).tolist()
+    [1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0]
+    """
+    _checks.integer(1, repeats=repeats)
+    return jnp.concatenate([x] * repeats, axis=-1) / math.sqrt(repeats)
+
+
 def pad_channels(x: Array, channels: int) -> Array:
     """Appends channels of zeros up to `channels`; an isometry. Works on `float[..., c]`."""
     if channels < x.shape[-1]:
@@ -77,7 +173,7 @@ def first_channels(x: Array, channels: int) -> Array:
 def _blocks(x, window):
     """`[..., h / w, w, w' / w, w, c]`."""
     _checks.integer(1, window=window)
-    _checks.at_least_rank(3, "[..., height, width, channels]", x=x)
+    _checks.at_least_rank(3, _IMAGE, x=x)
     height, width = x.shape[-3:-1]
     if height % window or width % window:
         raise ValueError(

@@ -15,6 +15,7 @@ from lipjax.spectral.network import NetworkBound as NetworkBound
 from lipjax.spectral.network import network_bound as network_bound
 from lipjax.spectral.network import penalty as penalty
 from lipjax.spectral.power import power_iteration as power_iteration
+from lipjax.spectral.proved import proved_norm as proved_norm
 from lipjax.spectral.rescaling import conv_dominating_diagonal as conv_dominating_diagonal
 from lipjax.spectral.rescaling import conv_rescale as conv_rescale
 from lipjax.spectral.rescaling import dominating_diagonal as dominating_diagonal

@@ -1,0 +1,79 @@
+r"""Orthonormal columns from a triangular factor: QR and Cholesky.
+
+* `method="qr"`: $W = Q R$ with a positive diagonal of R. Exactly orthonormal; the gradient grows like
+  $1 / R_{ii}$ and is limited where a column depends on those before it.
+* `method="cholesky"`: $A = W L^{-T}$ with $L L^T = W^T W + \varepsilon\,\mathrm{mean}(\mathrm{diag}) I$.
+  Then $A^T A = I - \varepsilon' L^{-1} L^{-T} \preceq I$: a little contractive, smooth, and cheaper.
+
+Reference: the Cholesky form is that of Hu et al. (2023), https://arxiv.org/abs/2301.12549.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from lipjax import _checks
+from lipjax._numerics import matmul
+from lipjax.layers import forms
+from lipjax.layers._explicit import Params, isometric, leading_one, upright, whitened
+from lipjax.layers.forms import Linear
+from lipjax.layers.forms import linear_bound as bound
+from lipjax.layers.forms import linear_dense as apply_dense
+from lipjax.typing import Array
+
+__all__ = ["Params", "apply_dense", "bound", "constrain_dense", "freeze_dense", "init_dense"]
+
+EPS = 1e-3
+"""The epsilon of the Cholesky form in the reference."""
+
+
+def init_dense(key: Array, in_features: int, out_features: int) -> Params:
+    """An isometry: the identity, or random orthonormal columns or rows for unequal widths."""
+    return isometric(key, in_features, out_features)
+
+
+def constrain_dense(params: Params, *, method: str = "qr") -> Linear:
+    """The weights of the layer, by `"qr"` or `"cholesky"`.
+
+    Guarantee: norm at most 1 up to rounding, about 1e-6; `bound` proves what these floats have.
+    Finite gradients everywhere, also for kernels without full rank. NaN in gives NaN out.
+
+    >>> import jax
+    >>> weights = constrain_dense(init_dense(jax.random.key(0), 4, 3))
+    >>> bool(abs(weights.kernel.T @ weights.kernel - jax.numpy.eye(3)).max() < 1e-5)
+    True
+    """
+    _checks.one_of(("qr", "cholesky"), method=method)
+    make = _orthonormal if method == "qr" else functools.partial(whitened, eps=EPS)
+    return forms.linear(upright(make, leading_one(params.kernel)), params.bias)
+
+
+def freeze_dense(params: Params, *, method: str = "qr") -> Linear:
+    """`constrain_dense` in float64 on the host, rounded: for evaluation."""
+    return forms.frozen(functools.partial(constrain_dense, method=method), params)
+
+
+@jax.custom_jvp
+def _orthonormal(w):
+    return _factors(w)[0]
+
+
+@_orthonormal.defjvp
+def _orthonormal_jvp(primals, tangents):
+    (w,), (dw,) = primals, tangents
+    q, r = _factors(w)
+    diagonal = jnp.diagonal(r)
+    least = 1e-6 * jnp.maximum(jnp.max(jnp.abs(diagonal)), 1e-6)
+    missing = jnp.maximum(least - jnp.abs(diagonal), 0)  # R has a diagonal of at least 0
+    right = r + jnp.diag(missing)
+    moved = jax.scipy.linalg.solve_triangular(right, dw.T, trans="T").T
+    inside = matmul(q.T, moved)
+    below = jnp.tril(inside, -1)
+    return q, moved + matmul(q, below - below.T - inside)
+
+
+def _factors(w):
+    q, r = jnp.linalg.qr(w)
+    sign = jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(w.dtype)
+    return q * jnp.broadcast_to(sign, q.shape), r * jnp.broadcast_to(sign[:, None], r.shape)
