@@ -1,0 +1,58 @@
+"""Products of reflections: the compact form against the product written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipjax.layers import householder
+
+RNG = np.random.default_rng(0)
+
+
+def product(vectors):
+    size = len(vectors)
+    total = np.eye(size)
+    for v in np.float64(vectors).T:
+        if v.any():
+            total = total @ (np.eye(size) - 2 * np.outer(v, v) / (v @ v))
+    return total
+
+
+@pytest.mark.parametrize("shape,count", [((6, 6), 6), ((7, 4), 3), ((4, 7), 9), ((5, 5), 1)])
+def test_equals_the_product(shape, count):
+    params = householder.init_dense(jax.random.key(0), *shape, num_reflections=count)
+    params = params._replace(kernel=params.kernel.at[:, 0].multiply(1e20).at[:, -1].multiply(1e-20))
+    expected = product(params.kernel)[: shape[0], : shape[1]]
+    np.testing.assert_allclose(householder.constrain_dense(params).kernel, expected, atol=1e-5)
+
+
+def test_zero_vectors_reflect_nothing_with_finite_gradients():
+    params = householder.init_dense(jax.random.key(0), 5, 5, num_reflections=3)
+    zeroed = params._replace(kernel=params.kernel.at[:, 1].set(0))
+    np.testing.assert_allclose(
+        householder.constrain_dense(zeroed).kernel, product(zeroed.kernel), atol=1e-5
+    )
+    for kernel in (zeroed.kernel, jnp.zeros((5, 3))):
+        slope = jax.grad(
+            lambda k: householder.constrain_dense(params._replace(kernel=k)).kernel[0, 1]
+        )
+        assert np.isfinite(slope(kernel)).all()
+    assert (
+        householder.constrain_dense(params._replace(kernel=jnp.zeros((5, 3)))).kernel == jnp.eye(5)
+    ).all()
+
+
+def test_determinant_is_the_parity_of_the_reflections():
+    for count in (1, 2, 3):
+        params = householder.init_dense(jax.random.key(0), 4, 4, num_reflections=count)
+        kernel = np.float64(householder.constrain_dense(params).kernel)
+        assert abs(np.linalg.det(kernel) - (-1) ** count) < 1e-5
+
+
+def test_negative_control_without_normalization_it_is_not_orthogonal():
+    v = RNG.normal(size=(5, 2))
+    wrong = np.eye(5)
+    for column in v.T:
+        wrong = wrong @ (np.eye(5) - 2 * np.outer(column, column))
+    assert np.linalg.norm(wrong, 2) > 2

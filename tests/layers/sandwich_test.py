@@ -1,0 +1,90 @@
+"""The sandwich form: its definition, its condition, and what other contractions make of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipjax.layers import bjorck, householder, sandwich, sll
+from tests import oracles
+
+RNG = np.random.default_rng(0)
+
+
+def test_definition():
+    params = sandwich.init_dense(jax.random.key(0), 4, 3)
+    params = params._replace(log_psi=jnp.array([0.5, -1.0, 2.0]), bias=jnp.array([0.1, -0.2, 0.3]))
+    weights = sandwich.constrain_dense(params)
+    a, b = np.float64(weights.kernel[:3]).T, np.float64(weights.kernel[3:]).T
+    np.testing.assert_allclose(a @ a.T + b @ b.T, np.eye(3), atol=1e-5)
+    psi = np.exp(np.float64(params.log_psi))
+    x = RNG.normal(size=4)
+    hidden = np.maximum(np.sqrt(2) / psi * (b @ x) + params.bias, 0)
+    expected = np.sqrt(2) * a.T @ (psi * hidden)
+    np.testing.assert_allclose(sandwich.apply_dense(weights, np.float32(x)), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        sandwich.output_dense(weights, np.float32(x)), b @ x + params.bias, atol=1e-5
+    )
+
+
+def test_a_convolution_of_window_one_is_the_dense_layer_at_each_pixel():
+    params = sandwich.init_conv(jax.random.key(0), 4, 3, kernel_size=1)
+    params = params._replace(log_psi=jnp.array([0.5, -1.0, 0.2]), bias=jnp.array([0.1, -0.2, 0.3]))
+    dense = params._replace(kernel=params.kernel[0, 0])
+    x = RNG.normal(size=(2, 5, 4, 4)).astype(np.float32)
+    np.testing.assert_allclose(
+        sandwich.apply_conv(sandwich.constrain_conv(params, input_size=(5, 4)), x),
+        sandwich.apply_dense(sandwich.constrain_dense(dense), x),
+        atol=1e-5,
+    )
+
+
+def test_the_output_layer_takes_both_signs():
+    """A last layer with its activation, as one public implementation has it, cannot."""
+    params = sandwich.init_dense(jax.random.key(1), 4, 1)
+    weights = sandwich.constrain_dense(params)
+    x = RNG.normal(size=(200, 4)).astype(np.float32)
+    signed = np.asarray(sandwich.output_dense(weights, x))
+    assert signed.min() < 0 < signed.max()
+    wrong = np.asarray(sandwich.apply_dense(weights, x))
+    assert wrong.min() >= 0 or wrong.max() <= 0
+
+
+@pytest.mark.parametrize("module", [bjorck, householder])
+def test_any_contraction_makes_one(module):
+    contraction = module.constrain_dense(module.init_dense(jax.random.key(0), 7, 3))
+    weights = sandwich.of_contraction(contraction, jnp.array([1.0, 0.0, -1.0]))
+    for _ in range(3):
+        x = RNG.normal(size=4).astype(np.float32)
+        jacobian = jax.jacobian(lambda x: sandwich.apply_dense(weights, x))(x)
+        assert oracles.norm(np.asarray(jacobian)) <= 1 + 1e-5
+    assert float(sandwich.bound(weights).value) <= 1 + 1e-5
+
+
+def test_individual_factors_may_exceed_one_and_their_product_does_not():
+    params = sandwich.init_dense(jax.random.key(0), 6, 6)
+    params = params._replace(log_psi=jnp.linspace(-3, 3, 6))
+    weights = sandwich.constrain_dense(params)
+    upper, lower = (np.asarray(half) for half in sandwich.halves(weights))
+    psi = np.asarray(sandwich.psi(weights))
+    assert oracles.norm(lower / psi) * oracles.norm(upper * psi) > 10
+    x = RNG.normal(size=(20, 6)).astype(np.float32)
+    jacobians = jax.vmap(jax.jacobian(lambda x: sandwich.apply_dense(weights, x)))(x)
+    assert oracles.singular_values(np.asarray(jacobians)).max() <= 1 + 1e-5
+
+
+def test_extreme_psi_is_clipped():
+    params = sandwich.init_dense(jax.random.key(0), 4, 3)
+    params = params._replace(log_psi=jnp.array([200.0, -200.0, 0.0]))
+    y = sandwich.apply_dense(sandwich.constrain_dense(params), jnp.ones(4))
+    assert np.isfinite(y).all()
+
+
+def test_wrong_weights_are_refused():
+    square = bjorck.constrain_dense(bjorck.init_dense(jax.random.key(0), 3, 3))
+    with pytest.raises(ValueError, match="from m \\+ n to m"):
+        sandwich.of_contraction(square)
+    with pytest.raises(ValueError, match="must be what constrain_dense of a contraction"):
+        sandwich.of_contraction(sll.constrain_dense(sll.init_dense(jax.random.key(0), 7, 3)))
+    with pytest.raises(ValueError, match="Sandwich"):
+        sandwich.apply_dense(square, jnp.ones(3))

@@ -1,0 +1,87 @@
+"""Exponentials of skew maps: exact orthogonality, and which Taylor orders contract."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+from lipjax.layers import skew
+from tests import oracles
+
+RNG = np.random.default_rng(0)
+
+
+def operator(weights, size, **options):
+    shape = (size, size, weights.kernel.shape[-2])
+    fn = jax.jit(lambda x: skew.linear_conv(weights, x, **options))
+    jacobian = np.asarray(jax.jacobian(fn)(jnp.zeros(shape)), np.float64)
+    return jacobian.reshape(-1, int(np.prod(shape)))
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (6, 4), (3, 5)])
+def test_dense_is_the_exponential(shape):
+    kernel = RNG.normal(size=shape).astype(np.float32)
+    square = np.zeros((max(shape),) * 2)
+    square[: shape[0], : shape[1]] = kernel
+    expected = scipy.linalg.expm((square - square.T) / 2)[: shape[0], : shape[1]]
+    weights = skew.constrain_dense(skew.Params(kernel, jnp.zeros(shape[1])))
+    np.testing.assert_allclose(weights.kernel, expected, atol=1e-5)
+
+
+def test_large_kernels_turn_by_at_most_pi():
+    kernel = np.float32([[0, 1000.0], [-1000.0, 0]])
+    weights = skew.constrain_dense(skew.Params(kernel, jnp.zeros(2)))
+    np.testing.assert_allclose(weights.kernel, -np.eye(2), atol=2e-2)
+
+
+@pytest.mark.parametrize("padding", ["zero", "circular"])
+def test_a_high_order_is_orthogonal_and_low_ones_contract(padding):
+    weights = skew.constrain_conv(skew.init_conv(jax.random.key(0), 3, 3))
+    values = oracles.singular_values(operator(weights, 4, order=12, padding=padding))
+    np.testing.assert_allclose(values, 1, atol=1e-5)
+    for order in (3, 4, 7, 8):
+        values = oracles.singular_values(operator(weights, 4, order=order, padding=padding))
+        assert 0.9 < values.min() and values.max() <= 1 + 1e-6
+
+
+def test_negative_control_other_orders_expand_and_the_bound_says_so():
+    kernel = np.zeros((3, 3, 2, 2), np.float32)
+    kernel[1, 1] = [[0, 1], [-1, 0]]  # a rotation of every pixel by one radian
+    weights = skew.constrain_conv(skew.Params(kernel, jnp.zeros(2)))
+    for order in (1, 2, 5, 6):
+        norm = oracles.norm(operator(weights, 2, order=order))
+        bound = float(skew.bound(weights, order=order).value)
+        assert 1 + 1e-6 < norm <= bound <= norm * 1.05, order
+    assert float(skew.bound(weights, order=5).value) > 1 + 5e-4
+
+
+@pytest.mark.parametrize("order", range(1, 13))
+def test_the_bound_of_the_series_is_its_largest_value(order):
+    for angle in (0.1, 1.0, 2.5, 4.0):
+        points = np.linspace(0, angle, 20001)
+        powers = [(1j * points) ** j / float(np.prod(range(1, j + 1))) for j in range(order + 1)]
+        truth = np.abs(sum(powers)).max()
+        assert truth * (1 - 1e-12) <= skew._series_bound(angle, order) <= truth * (1 + 1e-6)
+
+
+def test_the_skew_part_is_exactly_skew():
+    weights = skew.constrain_conv(skew.init_conv(jax.random.key(0), 2, 3))
+    part = np.asarray(skew._skew(weights.kernel))
+    np.testing.assert_array_equal(part, -part[::-1, ::-1].swapaxes(-1, -2))
+
+
+def test_unequal_channels_pad_or_crop():
+    for c_in, c_out in ((2, 5), (5, 2)):
+        weights = skew.constrain_conv(skew.init_conv(jax.random.key(0), c_in, c_out))
+        x = RNG.normal(size=(2, 4, 4, c_in)).astype(np.float32)
+        assert skew.apply_conv(weights, x).shape == (2, 4, 4, c_out)
+        assert oracles.norm(operator(weights, 3)) <= 1 + 1e-6
+
+
+def test_windows_without_a_centre_are_refused():
+    with pytest.raises(ValueError, match="kernel_size is 2"):
+        skew.init_conv(jax.random.key(0), 2, 2, kernel_size=2)
+    with pytest.raises(ValueError, match="order is 0"):
+        weights = skew.constrain_conv(skew.init_conv(jax.random.key(0), 2, 2))
+        skew.apply_conv(weights, jnp.ones((4, 4, 2)), order=0)
