@@ -86,8 +86,10 @@ def write(path: Path, content: bytes) -> None:
 
 
 def _name(radius: float) -> str:
-    """36/255 rather than 0.1412."""
-    steps = radius * 255
-    if radius and abs(steps - round(steps)) < 1e-6 and radius != 1:
-        return f"{round(steps)}/255"
-    return f"{radius:g}" if radius else "0 (clean)"
+    """36/255 rather than 0.1412, but 0.2 and not 51/255."""
+    if not radius:
+        return "0 (clean)"
+    steps = round(radius * 255) if radius < 1 else 0
+    if steps and radius != round(radius, 3) and abs(radius * 255 - steps) < 1e-6:
+        return f"{steps}/255"
+    return f"{radius:g}"

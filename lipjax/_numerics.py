@@ -145,6 +145,8 @@ def is_zero(x):
     Comparisons of floats, and of their bits as one integer where compilers see through that, may
     read subnormal numbers as zero. Halves of the bits are no floats to anybody.
     """
+    if x.dtype.itemsize == 1:
+        return lax.bitcast_convert_type(lax.stop_gradient(x), jnp.uint8) & 0x7F == 0
     halves = lax.bitcast_convert_type(lax.stop_gradient(x), jnp.uint16)
     halves = halves[..., None] if x.dtype.itemsize == 2 else halves
     mask = np.full(halves.shape, 0xFFFF, np.uint16)
@@ -170,9 +172,19 @@ def as_device_array(x, axis=None):
     >>> bool(0 < lost < 3e-9)
     True
     """
+    if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "fc":
+        x = x.astype(x.dtype.newbyteorder("="))  # files may hold the other order of bytes
+        if x.dtype.itemsize > (16 if x.dtype.kind == "c" else 8):
+            raise ValueError(
+                f"the array has dtype {x.dtype}, which JAX does not know; round it to float64, and "
+                "count what that loses."
+            )
     array = jnp.asarray(x)
-    traced = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x))
-    host = None if traced else np.asarray(x)
+    leaves = jax.tree.leaves(x)
+    if all(isinstance(leaf, jax.Array) for leaf in leaves):
+        return array, 0.0
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    host = None if traced else np.asarray(jax.device_get(x))
     if host is None or host.dtype.kind not in "fc" or host.dtype == array.dtype:
         return array, 0.0
     with np.errstate(all="ignore"):

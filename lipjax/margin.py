@@ -181,6 +181,11 @@ def pair_constants(head: Array | None, label: Array, logits: Array) -> Array:
     classes = logits.shape[0]
     if head is None:
         return jnp.full(classes, round_up(jnp.asarray(math.sqrt(2), logits.dtype)))
+    if hasattr(head, "kernel") or hasattr(head, "weights"):
+        raise ValueError(
+            f"head is a {type(head).__name__}; pass the class vectors, as in "
+            "head=model.head.weights().kernel."
+        )
     head, lost = as_device_array(head, axis=0)
     _checks.ranked(2, "[features, classes]", head=head)
     _checks.axis_size(1, classes, "one column per logit", head=head)
@@ -188,8 +193,9 @@ def pair_constants(head: Array | None, label: Array, logits: Array) -> Array:
     own = jnp.take(head, jnp.clip(label, 0, classes - 1), axis=1)[:, None]
     own = jnp.broadcast_to(own, head.shape)
     distances = round_up(safe_norm(head - own, axis=0), head.shape[0] + 4)
-    # Subnormal differences may be read as zero: the bits decide, and the sum covers what is lost.
-    tiny = math.sqrt(head.shape[0]) * float(jnp.finfo(head.dtype).tiny)
+    # Subnormal entries may be read as zero, both of a pair and their difference: the bits decide
+    # what is the same, and the sum covers what is lost.
+    tiny = 4 * math.sqrt(head.shape[0]) * float(jnp.finfo(head.dtype).tiny)
     same = jnp.all(_bits(head) == _bits(own), axis=0)
     distances = distances + tiny
     if not isinstance(lost, float):  # a float64 head in a 32-bit program

@@ -67,6 +67,10 @@ class Bound:
             above = round_up(jnp.maximum(value, jnp.finfo(value.dtype).tiny))
             return jnp.where(is_zero(value) | (value == 1) | (value < 0), value, above)
         value = np.asarray(value)
+        if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.kind != "f":
+            limits, wide = jnp.finfo(value.dtype), value.astype(np.float64)  # bfloat16 and smaller
+            above = wide * (1 + float(limits.eps)) + float(limits.smallest_subnormal)
+            return np.where(np.isin(wide, (0, 1)) | (self.kind == "upper"), wide, above)
         if value.dtype.kind != "f":
             wide = value.astype(np.float64)
             rounded = (wide >= 2**53) | (value.dtype.kind == "O")  # fractions are objects

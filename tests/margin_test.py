@@ -352,3 +352,35 @@ def test_float32_logits_and_a_tiny_constant_in_a_64_bit_program(constant):
         for transform in (lambda f: f, jax.jit):
             found = transform(lambda f: margin.radius(f, 0, lipschitz=constant, head=head))(logits)
             assert 0 < float(found) * constant * 1e19 <= 1
+
+
+def test_subnormal_class_vectors_lose_no_distance():
+    """Both entries of a pair may be read as zero, and their difference too."""
+    logits = np.array([0.0, 1.0], np.float32)
+    for rows in (1, 4):
+        head = np.repeat(np.array([[-1e-38, 1e-38]], np.float32), rows, 0)
+        truth = 1 / (2e-38 * np.sqrt(rows))
+        for fn in (margin.radius, jax.jit(margin.radius)):
+            found = float(fn(logits, 1, lipschitz=1.0, head=head))
+            assert 0.2 * truth < found <= truth
+        assert float(margin.radius(logits, 1, lipschitz=1e38, head=head)) <= truth / 1e38
+
+
+def test_lists_that_mix_python_and_jax_numbers_count_what_they_lose():
+    for other in (jnp.float32(1e8), np.float32(1e8)):
+        logits = [np.float64(1e8 + 5), other]
+        assert float(margin.certify(logits, lipschitz=1.0).radius) <= 5 / np.sqrt(2)
+
+
+def test_other_orders_of_bytes_and_other_objects():
+    swapped = np.array([3.0, 1.0]).astype(">f4")
+    assert float(margin.certify(swapped, lipschitz=1.0).radius) > 1.4
+    if np.finfo(np.longdouble).bits > 64:
+        with pytest.raises(ValueError, match="dtype longdouble|dtype float128"):
+            margin.certify(np.array([3.0, 1.0], np.longdouble), lipschitz=1.0)
+
+    class Weights:
+        kernel = np.eye(2, dtype=np.float32)
+
+    with pytest.raises(ValueError, match="head is a Weights.*kernel"):
+        margin.certify(np.float32([3, 1]), lipschitz=1.0, head=Weights())

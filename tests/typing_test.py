@@ -83,6 +83,17 @@ def test_half_precision_factors(dtype):
     assert (np.float64(found.value)[0, 1:] >= [0.6, 0.15]).all()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"])
+def test_exact_values_of_small_types_are_raised(dtype):
+    """They stand for anything that rounds to them, in NumPy as in JAX."""
+    values = [np.asarray(0.3, dtype)] + [jnp.asarray(0.3, dtype)] * ("16" in dtype)
+    for value in values:
+        found = Bound(value, "exact") * Bound(1.0, "exact")
+        assert float(value) < float(found.value) <= 1.3 * float(value)
+        kept = Bound(value, "upper") * Bound(1.0, "exact")
+        assert float(value) <= float(kept.value) <= 1.3 * float(value)
+
+
 def test_zero_times_what_was_not_proved_and_traced_negative_factors():
     for bad in (np.inf, np.nan):
         assert (Bound(0.0, "exact") * Bound(bad, "upper")).value == 0

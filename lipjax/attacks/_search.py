@@ -91,8 +91,8 @@ def search(
         return (place(project(delta)), keep(best, z, logits)), None
 
     z = place(project(radius * _random_directions(keys, restarts, d, x.dtype, norm)))
-    nothing = jnp.zeros((n, restarts), bool), jnp.full((n, restarts), jnp.nan, x.dtype)
-    best = Attack(jnp.broadcast_to(x, z.shape), *nothing, jnp.zeros((n, restarts), x.dtype))
+    none = jnp.zeros_like(z, shape=(n, restarts))
+    best = Attack(jnp.broadcast_to(x, z.shape), none > 0, jnp.full_like(none, jnp.nan), none)
     decays = 0.5 + 0.5 * np.cos(np.pi * np.arange(num_steps) / num_steps)
     (z, best), _ = lax.scan(
         step, (z, best), jnp.asarray(decays, x.dtype), unroll=num_steps if unroll else 1
@@ -137,7 +137,7 @@ def along_segment(fn, x, label, attack: Attack, norm, num_halvings: int = 8):
         distance = jnp.where(success, jnp.minimum(distance, measured), distance)
         return (jnp.where(success, low, middle), jnp.where(success, middle, high), distance), None
 
-    start = jnp.zeros(n, x.dtype), jnp.ones(n, x.dtype), attack.distance
+    start = jnp.zeros_like(attack.distance), jnp.ones_like(attack.distance), attack.distance
     return lax.scan(halve, start, length=num_halvings)[0][2]
 
 

@@ -125,7 +125,8 @@ def _largest_norm(key, fn, x, step_size, bounds, *, num_power_iters, num_ascent_
         return (x, u, jnp.maximum(best, norms)), None
 
     x = x.reshape(n, -1)
-    u, best = power(x, _unit(jax.random.normal(key, x.shape, x.dtype)), num_power_iters)
+    u = jax.random.normal(key, x.shape, x.dtype) + jnp.zeros_like(x)  # as sharded as x
+    u, best = power(x, _unit(u), num_power_iters)
     if num_ascent_steps:
         (_, _, best), _ = lax.scan(ascend, (x, u, best), length=num_ascent_steps)
     return best.max()

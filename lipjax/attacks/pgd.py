@@ -201,7 +201,8 @@ def _minimal_distance(
         nearer = along_segment(fn, x, label, attack, norm)
         return (failed, jnp.where(attack.success, nearer, found)), None
 
-    start = jnp.zeros_like(max_eps), jnp.full_like(max_eps, jnp.inf)
+    none = max_eps + jnp.zeros_like(x, shape=max_eps.shape)  # as sharded as x
+    start = jnp.zeros_like(none), jnp.full_like(none, jnp.inf)
     return lax.scan(bisect, start, jnp.arange(num_bisections))[0][1]
 
 

@@ -1,7 +1,5 @@
 """The padded convolution and its exact adjoint, for any number of leading axes."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -60,25 +58,18 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
     return y.reshape(*lead, *y.shape[1:])
 
 
-def adjoint(
-    y: Array, kernel: Array, spatial: Sequence[int], *, padding: str = "zero", strides=1
-) -> Array:
+def adjoint(y: Array, kernel: Array, like: Array, *, padding: str = "zero", strides=1) -> Array:
     """The adjoint of `convolve`: `<convolve(x), y> = <x, adjoint(y)>` for every x and y.
 
     Args:
         y: `float[..., *spatial_out, c_out]`.
         kernel: `float[*window, c_in, c_out]`.
-        spatial: The spatial shape of x.
+        like: `float[..., *spatial, c_in]`, an x with the shape and sharding of the result.
     """
-    dims = kernel.ndim - 2
-    lead = y.shape[: -dims - 1]
-    y = y.reshape(-1, *y.shape[-dims - 1 :])
-    like = jax.ShapeDtypeStruct((y.shape[0], *spatial, kernel.shape[-2]), y.dtype)
-    transpose = jax.linear_transpose(
+    (x,) = jax.linear_transpose(
         lambda x: convolve(x, kernel, padding=padding, strides=strides), like
-    )
-    (x,) = transpose(y)
-    return x.reshape(*lead, *x.shape[1:])
+    )(y)
+    return x
 
 
 def add_bias(x: Array, bias: Array) -> Array:

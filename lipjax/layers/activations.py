@@ -42,6 +42,12 @@ class Activation:
     slopes: tuple[float, float] | None
     lipschitz: float = 1.0
 
+    def __reduce__(self):
+        """Those with a name of this module are pickled by it: JAX's functions cannot be."""
+        if _REGISTRY.get(self.name) is self:
+            return resolve, (self.name,)
+        return Activation, (self.name, self.fn, self.slopes, self.lipschitz)
+
     def __post_init__(self):
         if not (math.isfinite(self.lipschitz) and self.lipschitz >= 0):
             raise ValueError(f"lipschitz is {self.lipschitz}; it must be finite and at least 0.")
@@ -223,14 +229,15 @@ def householder_of(angles: Array) -> Activation:
     _checks.ranked((1, 2), "[c // 2] or [3, c // 2]", angles=angles)
     order = jnp.ndim(angles)
     fn = householder if order == 1 else householder_order_2
-    return Activation(f"householder of order {order}", lambda x: fn(x, angles), None)
+    return Activation(f"householder of order {order}", functools.partial(fn, angles=angles), None)
 
 
 @functools.cache
 def leaky_relu(alpha: float = 0.1) -> Activation:
     """ReLU with slope `alpha` in [0, 1] for negative entries."""
     _checks.within(0.0, 1.0, alpha=alpha)
-    return Activation(f"leaky_relu({alpha})", lambda x: jax.nn.leaky_relu(x, alpha), (alpha, 1.0))
+    fn = functools.partial(_leaky_relu, alpha)
+    return Activation(f"leaky_relu({alpha})", fn, (alpha, 1.0))
 
 
 @functools.cache
@@ -262,6 +269,14 @@ def _check_angles(angles, shape, x):
         )
 
 
+def _leaky_relu(alpha, x):
+    return jax.nn.leaky_relu(x, alpha)
+
+
+def _identity(x):
+    return x
+
+
 _SELU_SLOPE = 1.0507009873554805 * 1.6732632423543772
 
 RELU = Activation("relu", jax.nn.relu, (0.0, 1.0))
@@ -270,7 +285,7 @@ _REGISTRY = {
     for a in (
         RELU,
         leaky_relu(),
-        Activation("identity", lambda x: x, (1.0, 1.0)),
+        Activation("identity", _identity, (1.0, 1.0)),
         Activation("relu6", jax.nn.relu6, (0.0, 1.0)),
         Activation("hard_tanh", jax.nn.hard_tanh, (0.0, 1.0)),
         Activation("elu", jax.nn.elu, (0.0, 1.0)),
@@ -359,4 +374,8 @@ def one_lipschitz(activation) -> Callable[[Array], Array]:
 @functools.cache
 def _divided(known: Activation, by: float):
     """One function per activation, so that modules that hold it compare equal."""
-    return lambda x: known.fn(x) / by
+    return functools.partial(_over, known, by)
+
+
+def _over(known, by, x):
+    return known.fn(x) / by

@@ -103,9 +103,7 @@ def residual_conv(
     s = activations.slope_restricted(activation)
     hidden = s(add_bias(convolve(x, weights.kernel, padding=padding), weights.bias))
     hidden = _stepped(hidden, weights.step)
-    dims = weights.kernel.ndim - 2
-    spatial = x.shape[-dims - 1 : -1]
-    return x - adjoint(hidden, weights.kernel, spatial, padding=padding)
+    return x - adjoint(hidden, weights.kernel, x, padding=padding)
 
 
 def linear(kernel: Array, bias: Array) -> Linear:
@@ -160,7 +158,7 @@ def residual_of(
     """
     s = activations.slope_restricted(activation)
     hidden = s(add_bias(linear(x), bias))
-    (back,) = jax.linear_transpose(linear, jax.ShapeDtypeStruct(x.shape, x.dtype))(hidden)
+    (back,) = jax.linear_transpose(linear, x)(hidden)
     return x - 2 * back
 
 

@@ -64,6 +64,7 @@ def residual(skip: Array, outer: Array, inner: Array, multiplier: Array) -> Arra
     >>> float(jnp.linalg.eigvalsh(reflect).min()) >= -1e-6
     True
     """
+    skip, outer, inner, multiplier = map(jnp.asarray, (skip, outer, inner, multiplier))
     _checks.ranked(2, skip=skip, outer=outer, inner=inner)
     _checks.ranked(1, multiplier=multiplier)
     (n, m), d = inner.shape, outer.shape[0]

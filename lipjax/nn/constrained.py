@@ -53,7 +53,12 @@ def constrain(module: nnx.Module) -> nnx.Module:
 
     Use it as the `constrain` of `lipjax.training.make_step`: the constraint is then computed once
     per step, and its gradient pulled back once, however many micro-batches there are.
+
+    Raises:
+        ValueError: for a module that holds weights in place of parameters already; training those
+            would lose the constraint.
     """
+    _require_free(module, "constrain")
     return _with_weights(module, lambda layer: layer.constrain(layer.free.get_value()))
 
 
@@ -66,13 +71,17 @@ def freeze(module: nnx.Module) -> nnx.Module:
     Raises:
         ValueError: for a module that holds weights in place of parameters already.
     """
+    _require_free(module, "freeze")
+    return _with_weights(module, lambda layer: layer.freeze_params(layer.free.get_value()))
+
+
+def _require_free(module, name: str) -> None:
     for _, layer in nnx.iter_modules(module):
         if isinstance(layer, Constrained) and layer.explicit is not None:
             raise ValueError(
-                f"module holds weights already ({type(layer).__name__}); freeze takes a module with "
-                "free parameters, the one that was trained."
+                f"module holds weights already ({type(layer).__name__}); {name} takes a module with "
+                "free parameters, the one that is or was trained."
             )
-    return _with_weights(module, lambda layer: layer.freeze_params(layer.free.get_value()))
 
 
 def _with_weights(module, make: Callable):

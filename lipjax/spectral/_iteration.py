@@ -160,7 +160,7 @@ def adaptive(re, im, tol, final):
         return state, lower, above, v, gained
 
     lower, upper, v = measure(begun)
-    carry = (begun, lower, upper, v, jnp.ones(lower.shape, bool))
+    carry = (begun, lower, upper, v, jnp.ones_like(lower, dtype=bool))
     _, lower, upper, v, _ = lax.while_loop(unfinished, advance, carry)
     return lower, upper, v
 
@@ -172,7 +172,7 @@ def _dynamic(re, im, final):
     if swapped:
         re, im = transpose(re), None if im is None else transpose(im)
     product, error = first_product(re, im)
-    ones = jnp.ones((MAX_ITERS, *error.shape), error.dtype)
+    ones = jnp.ones_like(error, shape=(MAX_ITERS, *error.shape))
     begun = _Iteration(product, jnp.zeros((), jnp.int32), ones, (0 * ones).at[0].set(error))
 
     def measure(state):

@@ -287,7 +287,8 @@ _ACTIVATIONS = {  # the largest slope, rounded up, and the slope that an argumen
 }
 _KEEP = (
     "reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p",
-    "reduce_max", "reduce_min", "sort", "stop_gradient",
+    "reduce_max", "reduce_min", "sort", "stop_gradient", "pvary", "pcast", "reshard",
+    "sharding_constraint",
 )  # fmt: skip
 RULES = {
     "add": _affine,

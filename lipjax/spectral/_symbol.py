@@ -191,7 +191,8 @@ def _search_adaptively(taps, cos, sin, options):
         level = level.at[chosen].set(jnp.where(active, raised, level[chosen]))
         return lower, upper, level
 
-    state = (jnp.zeros((), upper.dtype), upper, jnp.zeros(count, jnp.int32))
+    none = jnp.zeros_like(upper[:, 0])  # as sharded as the bounds
+    state = none[0], upper, none.astype(jnp.int32)
     lower, upper, _ = lax.while_loop(unfinished, refine, state)
     where = jnp.argmax(upper)
     return lower, upper.reshape(-1)[where], where

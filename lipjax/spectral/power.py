@@ -71,7 +71,7 @@ def _power_iteration(key, re, im, num_iters):
         else lax.complex(re / outer[..., None, None], im / outer[..., None, None])
     )
     v = jax.random.normal(key, (*re.shape[:-2], re.shape[-1], 1), re.dtype)
-    v = v.astype(scaled.dtype)
+    v = v.astype(scaled.dtype) + jnp.zeros_like(scaled, shape=())  # as sharded as the matrix
 
     def step(_, v):
         forth = jnp.matmul(scaled, v, precision=HIGHEST)
@@ -117,6 +117,7 @@ def zero_padded_lower(
         )[0]
 
     x = jax.random.normal(jax.random.key(0), (*input_size, kernel.shape[-2] * groups), kernel.dtype)
+    x = x + jnp.zeros_like(kernel, shape=())  # as sharded as the kernel
     adjoint = jax.linear_transpose(apply, x)
 
     def step(_, x):

@@ -172,7 +172,10 @@ class Checkpoints:
     def _write(self, act, *args, **kwargs):
         try:
             return act(*args, **kwargs)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            room = ("RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "PERMISSION_DENIED")  # of its storage
+            if isinstance(error, ValueError) and not str(error).startswith(room):
+                raise
             raise OSError(
                 f"The checkpoints in {str(self._directory)!r} could not be written: {error}. Make "
                 "room there; what was complete before stays."

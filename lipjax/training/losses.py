@@ -344,7 +344,7 @@ def logit_annealing(
     """
     _checks.nonnegative(beta=beta)
     entropy = _tempered(logits, label, offset, temperature)
-    missing = -jnp.expm1(-entropy)  # 1 - p, to full precision near p = 1
+    missing = -jnp.expm1(-entropy)  # 1 - p
     some = missing > 0
     weight = jnp.where(some, jnp.where(some, missing, 1) ** beta, jnp.where(beta == 0, 1.0, 0.0))
     return _nan_unless_valid(temperature * (weight * entropy), label, logits.shape[0])

@@ -108,7 +108,10 @@ def _mean(evaluate, batch, key, num):
     parts = _cut(batch, num)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num))
     first = jax.eval_shape(evaluate, *jax.tree.map(lambda leaf: leaf[0], (parts, keys)))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+    # Where devices have parts of the batch of their own, the sums are as they are.
+    inputs = [leaf for leaf in jax.tree.leaves((parts, keys)) if not _trees.is_key(leaf)]
+    sharded = sum(jnp.zeros_like(leaf, jnp.float32, shape=()) for leaf in inputs)
+    zeros = jax.tree.map(lambda leaf: jnp.full(leaf.shape, sharded, leaf.dtype), first)
 
     def add(total, part_and_key):
         return jax.tree.map(jnp.add, total, evaluate(*part_and_key)), None

@@ -278,3 +278,17 @@ def test_declaring_impossible_slopes_is_refused():
         activations.householder_order_2(jnp.ones(6), jnp.ones(3))
     with pytest.raises(ValueError, match=r"angles has shape \(\)"):
         activations.householder_of(jnp.float32(1.0))
+
+
+def test_activations_can_be_pickled():
+    """So that a module that holds one can."""
+    import pickle
+
+    kept = [activations.resolve(n) for n in ("relu", "tanh", "half_abs", "leaky_relu")]
+    kept += [activations.leaky_relu(0.2), activations.householder_of(jnp.ones(2))]
+    x = jnp.array([1.0, -2.0, 0.5, 3.0])
+    for activation in kept:
+        again = pickle.loads(pickle.dumps(activation))
+        np.testing.assert_array_equal(again.fn(x), activation.fn(x))
+    restricted = pickle.loads(pickle.dumps(activations.slope_restricted("selu")))
+    np.testing.assert_array_equal(restricted(x), activations.slope_restricted("selu")(x))

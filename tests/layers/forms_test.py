@@ -7,6 +7,7 @@ import pytest
 
 from lipjax.layers import aol, forms, sll
 from lipjax.layers._convolution import adjoint, convolve
+from lipjax.typing import Bound
 from tests import oracles
 
 RNG = np.random.default_rng(0)
@@ -30,7 +31,7 @@ def test_adjoint_identity(window, size, strides, padding):
     x = RNG.normal(size=(2, *size, 2)).astype(np.float32)
     image = convolve(x, kernel, padding=padding, strides=strides)
     y = RNG.normal(size=image.shape).astype(np.float32)
-    back = adjoint(y, kernel, size, padding=padding, strides=strides)
+    back = adjoint(y, kernel, x, padding=padding, strides=strides)
     np.testing.assert_allclose(np.vdot(image, y), np.vdot(x, back), rtol=1e-4, atol=1e-4)
 
 
@@ -38,8 +39,9 @@ def test_negative_control_flipped_kernel_is_no_adjoint_for_even_windows():
     """What works for odd windows, a convolution with the flipped kernel, fails for even ones."""
     kernel = RNG.normal(size=(2, 2, 1, 1)).astype(np.float32)
     y = RNG.normal(size=(1, 5, 5, 1)).astype(np.float32)
+    x = np.zeros_like(y)
     flipped = convolve(y, kernel[::-1, ::-1], padding="zero")
-    assert np.abs(flipped - adjoint(y, kernel, (5, 5))).max() > 0.1
+    assert np.abs(flipped - adjoint(y, kernel, x)).max() > 0.1
 
 
 def test_convolution_matches_the_written_out_operator():
@@ -123,3 +125,55 @@ def test_a_kernel_whose_square_underflows_is_not_zero(window):
         kernel = jnp.full((*window, 1, 1), 1e-170)
         weights = forms.Linear(kernel, jnp.zeros(1), jnp.zeros(1))
         assert forms.linear_bound(weights).value >= 1e-170
+
+
+def test_any_linear_map_makes_a_residual_layer():
+    """Given as a function, a contraction in the residual form is the one with its kernel."""
+    kernel = np.linalg.qr(RNG.normal(size=(6, 4)))[0].astype(np.float32)
+    bias, x = (
+        jnp.asarray(RNG.normal(size=4), jnp.float32),
+        RNG.normal(size=(3, 6)).astype(np.float32),
+    )
+    explicit = forms.as_residual(forms.linear(jnp.asarray(kernel), bias))
+    for name in ("relu", "tanh"):
+        got = forms.residual_of(lambda x: x @ kernel, x, bias, activation=name)
+        np.testing.assert_allclose(
+            got, forms.residual_dense(explicit, x, activation=name), atol=1e-6
+        )
+    with pytest.raises(ValueError, match="slope goes down"):
+        forms.residual_of(lambda x: x @ kernel, x, bias, activation="abs")
+
+
+def test_temperatures_change_the_layer_unless_the_activation_is_homogeneous():
+    kernel = np.linalg.qr(RNG.normal(size=(6, 4)))[0].astype(np.float32)
+    contraction = forms.linear(jnp.asarray(kernel), jnp.zeros(4))
+    plain = forms.as_residual(contraction)
+    warm = forms.as_residual(contraction, log_temperature=jnp.array([2.0, -2.0, 0.0, 1.0]))
+    x = RNG.normal(size=(5, 6)).astype(np.float32)
+    for name, changes in (("relu", False), ("tanh", True)):
+        a, b = (forms.residual_dense(w, x, activation=name) for w in (plain, warm))
+        assert (np.abs(a - b).max() > 0.05) == changes
+    assert float(forms.residual_bound(warm).value) <= 1 + 1e-5
+    with pytest.raises(ValueError, match="log_temperature has shape"):
+        forms.as_residual(contraction, log_temperature=jnp.zeros(3))
+
+
+def test_bound_of_a_residual_layer_from_that_of_its_map():
+    for norm in (0.5, 1.0, 1.1):
+        matrix = norm * np.eye(3, dtype=np.float32)
+        bound = forms.residual_of_bound(Bound(norm, "upper"))
+        jacobian = jax.jacobian(
+            lambda x, a=matrix: forms.residual_of(lambda x: x @ a, x, jnp.ones(3))
+        )
+        assert oracles.norm(np.asarray(jacobian(jnp.ones(3)))) <= float(bound.value) + 1e-6
+    assert float(bound.value) <= 2 * 1.1**2 - 1 + 1e-9 and bound.kind == "upper"
+    assert forms.residual_of_bound(Bound(0.5, "estimate")).kind == "estimate"
+
+
+def test_convex_mixes_are_between_and_do_not_expand():
+    x, y = (RNG.normal(size=(4, 3)).astype(np.float32) for _ in range(2))
+    for logit in (-50.0, -1.0, 0.0, 2.0, 50.0):
+        mixed = np.asarray(forms.convex_mix(x, y, jnp.float32(logit)))
+        assert (mixed <= np.maximum(x, y) + 1e-6).all() and (mixed >= np.minimum(x, y) - 1e-6).all()
+    layer = lambda x: forms.convex_mix(x, -x[::-1], jnp.float32(0.3))  # noqa: E731
+    assert oracles.norm(np.asarray(jax.jacobian(layer)(jnp.ones(3)))) <= 1 + 1e-6

@@ -83,3 +83,12 @@ def test_functions_of_unknown_slope_between_layers_are_refused():
 def test_bad_depth_is_named():
     with pytest.raises(ValueError, match="depth is 0"):
         stack(0)
+
+
+def test_what_holds_weights_already_is_not_constrained_or_frozen_again():
+    """Training it would move the weights themselves, out of the constraint."""
+    layer = nn.SLLDense(6, 4, rngs=nnx.Rngs(0))
+    for done in (nn.freeze(layer), nn.constrain(layer)):
+        for again in (nn.freeze, nn.constrain):
+            with pytest.raises(ValueError, match="module holds weights already.*SLLDense"):
+                again(done)

@@ -301,3 +301,35 @@ def test_checksums_tell_exchanged_entries_and_signs_apart():
     others = (-x, jnp.roll(x, 256), jnp.roll(x, 1), x[::-1])
     sums = {int(checkpoint._checksum(v)) for v in (x, *others)}
     assert len(sums) == 5
+
+
+LIMITED = """
+import resource, sys
+import jax.numpy as jnp
+from lipjax.training.checkpoint import Checkpoints
+
+state = {"w": jnp.arange(2.0**16)}
+checkpoints = Checkpoints(sys.argv[1], every=1)
+checkpoints.save(1, state)
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+try:
+    checkpoints.save(2, {"w": state["w"] ** 2})
+    checkpoints.wait()
+except OSError as error:
+    print("told:", error)
+"""
+
+
+def test_a_full_disk_is_named_and_what_was_complete_stays(tmp_path):
+    """A real process whose files may not grow, which storage reports in words of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "run")], capture_output=True, text=True
+    )
+    assert "told:" in done.stdout and "could not be written" in done.stdout, done.stderr[-2000:]
+    with Checkpoints(tmp_path / "run", every=1) as checkpoints:
+        assert checkpoints.latest_step == 1
+        like = {"w": jnp.zeros(2**16)}
+        np.testing.assert_array_equal(
+            checkpoints.restore_latest(like).state["w"], np.arange(2.0**16)
+        )
