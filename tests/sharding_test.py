@@ -145,3 +145,16 @@ def test_steps_with_micro_batches_inside_shard_map(mesh):
     got = shard_mapped(lambda x: update(state, x)[1]["loss"][None], mesh, x)
     expected = [((part @ np.ones((3, 1))) ** 2).mean() for part in x.reshape(8, 4, 3)]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_explicit_meshes_by_way_of_auto_axes():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    arrays = np.random.default_rng(0).normal(size=(8, 5, 4)).astype(np.float32)
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(arrays, NamedSharding(mesh, P("data")))
+        fn = jax.sharding.auto_axes(
+            lambda w: gram_iteration(w, num_iters="auto"), out_sharding=P("data")
+        )
+        got = jax.jit(fn)(sharded)
+        assert got.sharding.spec == P("data")
+    np.testing.assert_allclose(got, gram_iteration(arrays, num_iters="auto"), rtol=1e-5)

@@ -92,7 +92,10 @@ def freeze_conv(params: Params) -> Linear:
 
 
 def bound(weights: Linear) -> Bound:
-    """Upper bound on the Lipschitz constant of the layer with these weights, proved in float64."""
+    """Upper bound on the Lipschitz constant of the layer with these weights, proved in float64.
+
+    NaN or infinite weights give infinity.
+    """
     return forms.linear_bound(weights)
 
 

@@ -119,7 +119,10 @@ def freeze_conv(params: Params) -> Residual:
 
 
 def bound(weights: Residual) -> Bound:
-    """Upper bound on the Lipschitz constant of the layer with these weights, proved in float64."""
+    """Upper bound on the Lipschitz constant of the layer with these weights, proved in float64.
+
+    At least 1; NaN or infinite weights give infinity.
+    """
     return forms.residual_bound(weights)
 
 

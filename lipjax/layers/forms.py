@@ -190,7 +190,8 @@ def linear_bound(weights: Linear) -> Bound:
 
     In float64 on the host: the smaller of the weighted row sums of the Gram matrix with the
     witness and, where that is not already about 1, Gram iteration. Holds for dense kernels and for
-    convolutions with zero or circular padding, any stride and size.
+    convolutions with zero or circular padding, any stride and size. NaN or infinite weights give
+    infinity, a zero kernel a bound of nearly zero.
     """
     squared = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, None)
     return Bound(at_least(math.sqrt(squared)), "upper")
@@ -201,6 +202,7 @@ def residual_bound(weights: Residual) -> Bound:
 
     If `T` dominates `W^T W` up to a factor r, the form is r times a 1-Lipschitz one minus
     `(r - 1) x`, so the constant is at most `max(1, 2 r - 1)`. Needs a slope-restricted activation.
+    NaN or infinite weights give infinity, a zero kernel 1.
     """
     ratio = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, weights.step)
     return Bound(max(1.0, at_least(2 * at_least(ratio) - 1)), "upper")

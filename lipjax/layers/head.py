@@ -70,6 +70,6 @@ def bound(weights: Params) -> Bound:
     """Upper bound on the Lipschitz constant of the map from features to all logits.
 
     In float64 on the host, with exactly these floats. Between 1 and the square root of the number
-    of classes for columns of norm 1.
+    of classes for columns of norm 1. NaN or infinite weights give infinity, zeros zero.
     """
     return Bound(forms.at_least(proved_norm(weights.kernel)), "upper")

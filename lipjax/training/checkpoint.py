@@ -131,9 +131,9 @@ class Checkpoints:
             ValueError: The checkpoint is of another structure (the message names the first leaf
                 that is missing, too many, or of another shape or dtype), or it is damaged.
         """
-        step = self.latest_step
-        if step is None:
-            return None
+        return self._of_latest(lambda step: self._restored(step, like, part))
+
+    def _restored(self, step, like, part) -> Restored:
         about = self._about(step)
         stored = {k: v for k, v in about["leaves"].items() if _is_under(part, k)}
         _compare(self._directory / str(step), stored, _describe(like, part))
@@ -181,6 +181,17 @@ class Checkpoints:
                 "room there; what was complete before stays."
             ) from error
 
+    def _of_latest(self, read):
+        """`read(step)` of the latest checkpoint, or None where there is none."""
+        while (step := self.latest_step) is not None:
+            try:
+                return read(step)
+            except (ValueError, FileNotFoundError):
+                self._manager.reload()
+                if step in self._manager.all_steps():
+                    raise  # else the run that writes them has deleted it meanwhile
+        return None
+
     def _about(self, step) -> dict:
         about = self._read(step, about=ocp.args.JsonRestore()).about
         if about.pop(_CHECKSUM, None) != _text_checksum(about):
@@ -202,9 +213,7 @@ class Checkpoints:
         return f"The checkpoint {path!r} is damaged ({why}). Remove that directory to {then}."
 
     def _refuse_other_config(self) -> None:
-        ours, theirs = self._config, None
-        if self.latest_step is not None:
-            theirs = self._about(self.latest_step)["config"]
+        ours, theirs = self._config, self._of_latest(lambda step: self._about(step)["config"])
         if theirs is None or ours is None or theirs == ours:
             self._config = theirs if ours is None else ours
             return

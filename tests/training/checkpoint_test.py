@@ -333,3 +333,17 @@ def test_a_full_disk_is_named_and_what_was_complete_stays(tmp_path):
         np.testing.assert_array_equal(
             checkpoints.restore_latest(like).state["w"], np.arange(2.0**16)
         )
+
+
+def test_a_reader_goes_on_where_the_writer_has_deleted_what_it_was_about_to_read(tmp_path):
+    states = [{"w": jnp.full(3, float(i))} for i in range(3)]
+    with Checkpoints(tmp_path, every=1, keep=1) as writer:
+        writer.save(1, states[1])
+        writer.wait()
+        with Checkpoints(tmp_path, every=1, keep=1) as reader:
+            writer.save(2, states[2])
+            writer.wait()
+            assert reader.latest_step == 1 and not (tmp_path / "1").exists()
+            assert_same(reader.restore_latest(states[0]).state, states[2])
+            with pytest.raises(ValueError, match="does not fit"):
+                reader.restore_latest({"v": jnp.zeros(3)})
