@@ -70,8 +70,14 @@ class Residual(NamedTuple):
 
 def linear_dense(weights: Linear, x: Array) -> Array:
     """`x A + b` for `float[..., n]`."""
+    return add_bias(product_dense(weights, x), weights.bias)
+
+
+def product_dense(weights: Linear, x: Array) -> Array:
+    """`x A` for `float[..., n]`."""
     _check_made(weights, Linear)
-    return affine(weights, x)
+    _check_width(weights.kernel, x)
+    return x @ weights.kernel
 
 
 def affine(weights, x: Array) -> Array:
@@ -82,8 +88,13 @@ def affine(weights, x: Array) -> Array:
 
 def linear_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) -> Array:
     """`A * x + b` for `float[..., *spatial, n]`."""
+    return add_bias(product_conv(weights, x, padding=padding, strides=strides), weights.bias)
+
+
+def product_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) -> Array:
+    """`A * x` for `float[..., *spatial, n]`."""
     _check_made(weights, Linear)
-    return add_bias(convolve(x, weights.kernel, padding=padding, strides=strides), weights.bias)
+    return convolve(x, weights.kernel, padding=padding, strides=strides)
 
 
 def residual_dense(weights: Residual, x: Array, *, activation="relu") -> Array:

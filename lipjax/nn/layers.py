@@ -7,7 +7,7 @@ state: call them under plain `jax.jit`, `jax.vmap` and `jax.grad`.
 from flax import nnx
 
 from lipjax import _checks
-from lipjax.layers import _convolution, activations, aol, cpl, head, rescaled, sll
+from lipjax.layers import _convolution, activations, aol, cpl, forms, head, rescaled, sll
 from lipjax.nn.constrained import Constrained
 from lipjax.typing import Bound
 
@@ -80,6 +80,10 @@ class _LinearDense(Constrained):
         super().__init__(self.module.init_dense(rngs.params(), in_features, out_features))
         self.options = {}
 
+    def linear(self, weights, x):
+        """The layer without its bias."""
+        return forms.product_dense(weights, x)
+
     def constrain(self, params):
         return self.module.constrain_dense(params, **self.options)
 
@@ -116,6 +120,10 @@ class _LinearConv(Constrained):
         self.options = {}
         self.padding = padding
         self.strides = strides
+
+    def linear(self, weights, x):
+        """The layer without its bias."""
+        return forms.product_conv(weights, x, padding=self.padding, strides=self.strides)
 
     def constrain(self, params):
         return self.module.constrain_conv(params, **self.options)

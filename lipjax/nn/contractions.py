@@ -1,0 +1,449 @@
+"""The contractions of `lipjax.layers` as Flax modules, and the forms that take any of them.
+
+`Residual(layer)` and `ConvexMix(layer)` turn a contraction into a layer with a skip:
+`Residual(CayleyDense(64, 64, rngs=rngs))` is `x - 2 A relu(A^T x + b)` with an orthogonal A.
+"""
+
+import functools
+
+import jax.numpy as jnp
+from flax import nnx
+
+from lipjax import _checks
+from lipjax.layers import (
+    activations,
+    bjorck,
+    cayley,
+    forms,
+    householder,
+    normalized,
+    reflector,
+    sandwich,
+    skew,
+    triangular,
+)
+from lipjax.nn.constrained import Constrained
+from lipjax.nn.layers import _LinearConv, _LinearDense
+from lipjax.typing import Bound
+
+
+class SpectralDense(_LinearDense):
+    """Kernel over an upper bound on its spectral norm; see `lipjax.layers.normalized`.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        rngs: Random number generators.
+    """
+
+    module = normalized
+
+
+class SpectralConv(_LinearConv):
+    """Kernel over an upper bound on the norm of its convolution; see `lipjax.layers.normalized`.
+
+    Args:
+        in_features: Channels of the input.
+        out_features: Channels of the output.
+        kernel_size: Window, one integer or two.
+        padding: `"zero"` or `"circular"`.
+        strides: Step, one integer or two.
+        rngs: Random number generators.
+    """
+
+    module = normalized
+
+
+class BjorckDense(_LinearDense):
+    """Orthonormal columns or rows by Björck's iteration; see `lipjax.layers.bjorck`.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        num_steps: Steps of the iteration; any number is a contraction.
+        rngs: Random number generators.
+
+    >>> import jax.numpy as jnp
+    >>> BjorckDense(4, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    module = bjorck
+
+    def __init__(self, in_features: int, out_features: int, *, num_steps: int = 15, rngs: nnx.Rngs):
+        _checks.integer(0, num_steps=num_steps)
+        super().__init__(in_features, out_features, rngs=rngs)
+        self.options = {"num_steps": num_steps}
+
+
+class CayleyDense(_LinearDense):
+    """Orthonormal columns or rows by the Cayley transform; see `lipjax.layers.cayley`.
+
+    >>> import jax.numpy as jnp
+    >>> CayleyDense(4, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    module = cayley
+
+
+class HouseholderDense(_LinearDense):
+    """A product of reflections; see `lipjax.layers.householder`.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        num_reflections: How many; by default as many as the larger width.
+        rngs: Random number generators.
+    """
+
+    module = householder
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        num_reflections: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        params = householder.init_dense(
+            rngs.params(), in_features, out_features, num_reflections=num_reflections
+        )
+        Constrained.__init__(self, params)
+        self.options = {}
+
+
+class QRDense(_LinearDense):
+    """Orthonormal columns or rows by a QR factorization; see `lipjax.layers.triangular`."""
+
+    module = triangular
+
+
+class CholeskyDense(_LinearDense):
+    """Nearly orthonormal columns or rows by a Cholesky factorization, as LiResNet has them.
+
+    See `lipjax.layers.triangular`.
+    """
+
+    module = triangular
+
+    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs):
+        super().__init__(in_features, out_features, rngs=rngs)
+        self.options = {"method": "cholesky"}
+
+
+class SkewDense(_LinearDense):
+    """The exponential of a skew matrix; see `lipjax.layers.skew`."""
+
+    module = skew
+
+
+class ReflectorDense(_LinearDense):
+    """Reflection of a subspace, the BRO layer; see `lipjax.layers.reflector`. The width stays.
+
+    Args:
+        features: Width of input and output.
+        rank: Dimension of the reflected subspace; half of the width by default.
+        depth: Number of such layers in the network, for the initialization.
+        rngs: Random number generators.
+    """
+
+    module = reflector
+
+    def __init__(self, features: int, *, rank: int | None = None, depth: int = 1, rngs: nnx.Rngs):
+        params = reflector.init_dense(rngs.params(), features, rank=rank, depth=depth)
+        Constrained.__init__(self, params)
+        self.options = {}
+
+
+class SOCConv(Constrained):
+    """Skew orthogonal convolution, a Taylor sum of the exponential; see `lipjax.layers.skew`.
+
+    Args:
+        in_features: Channels of the input.
+        out_features: Channels of the output.
+        kernel_size: Window, odd, one integer or two.
+        order: Terms of the series after the first: 3, 4, 7, 8, 11 or 12, which are contractions.
+        padding: `"zero"` or `"circular"`.
+        rngs: Random number generators.
+
+    >>> import jax.numpy as jnp
+    >>> SOCConv(2, 3, rngs=nnx.Rngs(0))(jnp.ones((1, 4, 4, 2))).shape
+    (1, 4, 4, 3)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        order: int = skew.ORDER,
+        padding: str = "zero",
+        rngs: nnx.Rngs,
+    ):
+        _checks.one_of((3, 4, 7, 8, 11, 12), order=order)
+        _checks.one_of(("zero", "circular"), padding=padding)
+        super().__init__(
+            skew.init_conv(rngs.params(), in_features, out_features, kernel_size=kernel_size)
+        )
+        self.order = order
+        self.padding = padding
+
+    def constrain(self, params):
+        return skew.constrain_conv(params)
+
+    def apply(self, weights, x):
+        return skew.apply_conv(weights, x, order=self.order, padding=self.padding)
+
+    def linear(self, weights, x):
+        return skew.linear_conv(weights, x, order=self.order, padding=self.padding)
+
+    def freeze_params(self, params):
+        return skew.freeze_conv(params)
+
+    def bound_weights(self, weights) -> Bound:
+        return skew.bound(weights, order=self.order)
+
+
+class _FrequencyConv(Constrained):
+    """A circular convolution made at each frequency of images of one size."""
+
+    module = cayley
+
+    def __init__(self, params, input_size):
+        self.input_size = _checks.per_axis(2, input_size=input_size)
+        super().__init__(params)
+
+    def constrain(self, params):
+        return self.module.constrain_conv(params, input_size=self.input_size)
+
+    def apply(self, weights, x):
+        return self.module.apply_conv(weights, x)
+
+    def linear(self, weights, x):
+        return self.module.linear_conv(weights, x)
+
+    def freeze_params(self, params):
+        return self.module.freeze_conv(params, input_size=self.input_size)
+
+    def bound_weights(self, weights) -> Bound:
+        return self.module.bound(weights)
+
+
+class CayleyConv(_FrequencyConv):
+    """Orthogonal circular convolution by the Cayley transform; see `lipjax.layers.cayley`.
+
+    Args:
+        in_features: Channels of the input.
+        out_features: Channels of the output.
+        kernel_size: Window of the parameters; the layer's own filter is as large as the image.
+        input_size: Size of the images, one integer or (height, width).
+        rngs: Random number generators.
+
+    >>> import jax.numpy as jnp
+    >>> CayleyConv(2, 3, input_size=4, rngs=nnx.Rngs(0))(jnp.ones((1, 4, 4, 2))).shape
+    (1, 4, 4, 3)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        input_size: int | tuple[int, int],
+        rngs: nnx.Rngs,
+    ):
+        params = cayley.init_conv(rngs.params(), in_features, out_features, kernel_size=kernel_size)
+        super().__init__(params, input_size)
+
+
+class ReflectorConv(_FrequencyConv):
+    """Block reflection at each frequency, the convolutional BRO layer; the channels stay.
+
+    Args:
+        channels: Channels of input and output.
+        kernel_size: Window of the parameters.
+        rank: Dimension of the reflected subspace; half of the channels by default.
+        depth: Number of such layers in the network, for the initialization.
+        input_size: Size of the images, one integer or (height, width).
+        rngs: Random number generators.
+
+    See `lipjax.layers.reflector`.
+    """
+
+    module = reflector
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        rank: int | None = None,
+        depth: int = 1,
+        input_size: int | tuple[int, int],
+        rngs: nnx.Rngs,
+    ):
+        params = reflector.init_conv(
+            rngs.params(), channels, rank=rank, kernel_size=kernel_size, depth=depth
+        )
+        super().__init__(params, input_size)
+
+
+class SandwichDense(Constrained):
+    """`sqrt(2) A^T Psi s(sqrt(2) Psi^-1 B x + b)`; see `lipjax.layers.sandwich`.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        activation: One with slopes in [0, 1].
+        rngs: Random number generators.
+
+    >>> import jax.numpy as jnp
+    >>> SandwichDense(4, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, activation="relu", rngs: nnx.Rngs):
+        activations.slope_restricted(activation)
+        super().__init__(sandwich.init_dense(rngs.params(), in_features, out_features))
+        self.activation = activation
+
+    def constrain(self, params):
+        return sandwich.constrain_dense(params)
+
+    def apply(self, weights, x):
+        return sandwich.apply_dense(weights, x, activation=self.activation)
+
+    def freeze_params(self, params):
+        return sandwich.freeze_dense(params)
+
+    def bound_weights(self, weights) -> Bound:
+        return sandwich.bound(weights)
+
+
+class SandwichConv(_FrequencyConv):
+    """The sandwich layer on images, circular, of one size; see `lipjax.layers.sandwich`.
+
+    Args:
+        in_features: Channels of the input.
+        out_features: Channels of the output.
+        kernel_size: Window of the parameters.
+        activation: One with slopes in [0, 1].
+        input_size: Size of the images, one integer or (height, width).
+        rngs: Random number generators.
+    """
+
+    module = sandwich
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        activation="relu",
+        input_size: int | tuple[int, int],
+        rngs: nnx.Rngs,
+    ):
+        activations.slope_restricted(activation)
+        params = sandwich.init_conv(
+            rngs.params(), in_features, out_features, kernel_size=kernel_size
+        )
+        super().__init__(params, input_size)
+        self.activation = activation
+
+    def apply(self, weights, x):
+        return sandwich.apply_conv(weights, x, activation=self.activation)
+
+    linear = None
+
+
+class _Wrapped(Constrained):
+    """A layer made of another one, whose parameters it takes over."""
+
+    def __init__(self, layer: Constrained, params):
+        if layer.free is None:
+            raise ValueError(
+                f"layer is a {type(layer).__name__} that holds no free parameters; pass a new one."
+            )
+        super().__init__(params)
+        self.layer = layer
+        self.layer.free = None
+
+
+class Residual(_Wrapped):
+    """`x - 2 A s(A^T x + b)` for any contraction `x -> A^T x + b`.
+
+    Args:
+        layer: A linear layer of this module or AOLDense, AOLConv, RescaledDense, RescaledConv, with
+            stride 1. Its parameters become those of this module.
+        activation: One with slopes in [0, 1].
+
+    Guarantee: 1-Lipschitz where the norm of A is at most 1, see `lipjax.layers.forms.residual_of`.
+
+    >>> import jax.numpy as jnp
+    >>> layer = Residual(CayleyDense(4, 3, rngs=nnx.Rngs(0)))
+    >>> layer(jnp.ones((2, 4))).shape, layer.bound().kind
+    ((2, 4), 'upper')
+    """
+
+    def __init__(self, layer: Constrained, *, activation="relu"):
+        activations.slope_restricted(activation)
+        if getattr(layer, "linear", None) is None:
+            raise ValueError(
+                f"layer is a {type(layer).__name__}; it must be a linear layer, such as CayleyDense "
+                "or AOLConv."
+            )
+        super().__init__(layer, layer.free and layer.free.get_value())
+        self.activation = activation
+
+    def constrain(self, params):
+        return self.layer.constrain(params)
+
+    def apply(self, weights, x):
+        linear = functools.partial(self.layer.linear, weights)
+        return forms.residual_of(linear, x, weights.bias, activation=self.activation)
+
+    def freeze_params(self, params):
+        return self.layer.freeze_params(params)
+
+    def bound_weights(self, weights) -> Bound:
+        return forms.residual_of_bound(self.layer.bound_weights(weights))
+
+
+class ConvexMix(_Wrapped):
+    """`g x + (1 - g) layer(x)` with a learned `g = sigmoid(logit)`, which starts at one half.
+
+    Args:
+        layer: Any layer of `lipjax.nn` that keeps the shape.
+
+    Guarantee: 1-Lipschitz where the layer is.
+
+    >>> import jax.numpy as jnp
+    >>> ConvexMix(CayleyDense(4, 4, rngs=nnx.Rngs(0)))(jnp.ones((2, 4))).shape
+    (2, 4)
+    """
+
+    def __init__(self, layer: Constrained):
+        super().__init__(layer, layer.free and (layer.free.get_value(), jnp.zeros(())))
+
+    def constrain(self, params):
+        return self.layer.constrain(params[0]), params[1]
+
+    def apply(self, weights, x):
+        y = self.layer.apply(weights[0], x)
+        if y.shape != x.shape:
+            raise ValueError(
+                f"layer maps shape {x.shape} to {y.shape}; to be mixed with its input it must keep it."
+            )
+        return forms.convex_mix(x, y, weights[1])
+
+    def freeze_params(self, params):
+        return self.layer.freeze_params(params[0]), params[1]
+
+    def bound_weights(self, weights) -> Bound:
+        bound = self.layer.bound_weights(weights[0])
+        return Bound(max(1.0, float(bound.value)) * (1 + 1e-6), bound.kind)
