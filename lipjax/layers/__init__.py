@@ -16,6 +16,7 @@ from lipjax.layers import householder as householder
 from lipjax.layers import lmi as lmi
 from lipjax.layers import normalized as normalized
 from lipjax.layers import pooling as pooling
+from lipjax.layers import proof as proof
 from lipjax.layers import reflector as reflector
 from lipjax.layers import rescaled as rescaled
 from lipjax.layers import sandwich as sandwich

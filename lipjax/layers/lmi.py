@@ -135,7 +135,7 @@ def of_conv(
         into = Transfer(jnp.conj(lower), bias)
         outer = matrix(lambda x: _transfer.multiply(back, x), c_out, bias.dtype).T
         inner = matrix(lambda x: _transfer.multiply(into, x), c_in - c_out, bias.dtype)
-        return _no_skip(outer.T, inner, jnp.tile(sandwich.psi(weights), points))
+        return _no_skip(outer, inner, jnp.tile(sandwich.psi(weights), points))
     if isinstance(weights, Transfer):
         skip = matrix(lambda x: _transfer.multiply(weights, x), c_in, bias.dtype)
     elif isinstance(weights, Skew):

@@ -9,6 +9,7 @@ Reference: Araujo et al. (2023), https://arxiv.org/abs/2303.03169.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
@@ -21,13 +22,22 @@ from lipjax import _checks, nn
 from lipjax.layers import activations, pooling
 from lipjax.typing import Array, Bound
 
+INSIDE = ("sll", "cpl", "sandwich")
+CONVOLUTIONAL = (*INSIDE, "aol", "rescaled", "spectral", "skew", "cayley", "reflector")
+LAYERS = (*CONVOLUTIONAL, "bjorck", "householder", "qr", "cholesky")
+
 
 @dataclasses.dataclass(frozen=True)
 class ConvNetConfig:
     """What a `LipschitzConvNet` is made of.
 
     Attributes:
-        layer: `"sll"`, `"cpl"` or `"aol"`, for all layers.
+        layer: What the layers are. `"sll"`, `"cpl"` and `"sandwich"` have their activation inside;
+            the contractions `"aol"`, `"rescaled"`, `"spectral"`, `"bjorck"`, `"cayley"`,
+            `"householder"`, `"reflector"`, `"qr"`, `"cholesky"` and `"skew"` have one between them.
+            Björck, Householder, QR and Cholesky have no convolution: `conv_depth` is then 0.
+            Cayley, reflector and sandwich convolutions are circular.
+        form: `"linear"`, or `"residual"` to put a contraction into `lipjax.nn.Residual`.
         image_shape: Height, width and channels of the input.
         num_classes: Number of classes.
         patch: Side of the pixel blocks that are moved into channels first (an isometry); 1 for none.
@@ -40,14 +50,15 @@ class ConvNetConfig:
         dense_width: Features of the dense layers; zeros are appended to the flattened features.
             None keeps those.
         dense_hidden: Hidden units of a residual dense layer (not used by AOL).
-        activation: Inside residual layers, or between AOL layers. None means ReLU for residual
-            layers and MaxMin for AOL.
+        activation: Inside layers with a skip and sandwich layers, or between contractions. None
+            means ReLU inside and MaxMin between.
         mean: Subtracted from the input, one number or one per channel.
         std: The input is divided by it, one number or one per channel; the network's Lipschitz
             constant is then `1 / min(std)`, and `bound` counts it.
     """
 
-    layer: Literal["sll", "cpl", "aol"] = "sll"
+    layer: str = "sll"
+    form: Literal["linear", "residual"] = "linear"
     image_shape: tuple[int, int, int] = (32, 32, 3)
     num_classes: int = 10
     patch: int = 1
@@ -64,16 +75,27 @@ class ConvNetConfig:
     std: tuple[float, ...] = (1.0,)
 
     def __post_init__(self):
-        _checks.one_of(("sll", "cpl", "aol"), layer=self.layer)
+        _checks.one_of(LAYERS, layer=self.layer)
+        _checks.one_of(("linear", "residual"), form=self.form)
+        if self.form == "residual" and self.layer in INSIDE:
+            raise ValueError(
+                f"form is 'residual' and layer is {self.layer!r}, which has its activation inside; "
+                f"only contractions can be put into a form: {sorted(set(LAYERS) - set(INSIDE))}."
+            )
+        if self.conv_depth and self.layer not in CONVOLUTIONAL:
+            raise ValueError(
+                f"layer is {self.layer!r}, which has no convolution, and conv_depth is "
+                f"{self.conv_depth}; use conv_depth=0, or one of {list(CONVOLUTIONAL)}."
+            )
         for name in ("image_shape", "mean", "std"):  # lists and single numbers are welcome
             value = getattr(self, name)
             value = tuple(value) if isinstance(value, list | tuple | np.ndarray) else (value,)
             object.__setattr__(self, name, value)
         if self.activation is not None:
-            if self.layer == "aol":
-                activations.one_lipschitz(self.activation)
-            else:
+            if self.activation_inside:
                 activations.slope_restricted(self.activation)
+            else:
+                activations.one_lipschitz(self.activation)
         for name in ("num_classes", "patch", "conv_width", "conv_hidden", "kernel_size", "pool"):
             _checks.integer(1, **{name: getattr(self, name)})
         for name in ("conv_depth", "dense_depth"):
@@ -112,6 +134,11 @@ class ConvNetConfig:
         _checks.within(1e-6, 1e6, std=self.std)
         if not all(math.isfinite(m) for m in self.mean):
             raise ValueError(f"mean is {self.mean}; its entries must be finite.")
+
+    @property
+    def activation_inside(self) -> bool:
+        """Whether the layers have their activation inside rather than between them."""
+        return self.layer in INSIDE or self.form == "residual"
 
     @property
     def flat_features(self) -> int:
@@ -240,26 +267,68 @@ def num_parameters(config: ConvNetConfig | str) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
+_DENSE = {
+    "aol": nn.AOLDense,
+    "rescaled": nn.RescaledDense,
+    "spectral": nn.SpectralDense,
+    "bjorck": nn.BjorckDense,
+    "cayley": nn.CayleyDense,
+    "householder": nn.HouseholderDense,
+    "qr": nn.QRDense,
+    "cholesky": nn.CholeskyDense,
+    "skew": nn.SkewDense,
+}
+_CONV = {
+    "aol": nn.AOLConv,
+    "rescaled": nn.RescaledConv,
+    "spectral": nn.SpectralConv,
+    "skew": nn.SOCConv,
+}
+
+
 def _trunk(config, rngs, *, dense):
     depth = config.dense_depth if dense else config.conv_depth
     if depth == 0:
         return None
-    inside = {} if config.activation is None else {"activation": config.activation}
-    width, hidden = config.features, config.dense_hidden
-    channels, conv_hidden = config.conv_width, config.conv_hidden
-    size = config.kernel_size
-    between = None
-    if config.layer == "aol":
+    inside, between = {}, None
+    if config.activation_inside:
+        inside = {} if config.activation is None else {"activation": config.activation}
+    else:
         between = config.activation or "max_min"
-    make = {
-        ("sll", True): lambda rngs: nn.SLLDense(width, hidden, rngs=rngs, **inside),
-        ("cpl", True): lambda rngs: nn.CPLDense(width, hidden, rngs=rngs, **inside),
-        ("aol", True): lambda rngs: nn.AOLDense(width, width, rngs=rngs),
-        ("sll", False): lambda rngs: nn.SLLConv(channels, conv_hidden, size, rngs=rngs, **inside),
-        ("cpl", False): lambda rngs: nn.CPLConv(channels, conv_hidden, size, rngs=rngs, **inside),
-        ("aol", False): lambda rngs: nn.AOLConv(channels, channels, size, rngs=rngs),
-    }[config.layer, dense]
+    make = functools.partial(_dense_layer if dense else _conv_layer, config, inside)
     return nn.Stack(make, depth, between=between, rngs=rngs)
+
+
+def _dense_layer(config, inside, rngs):
+    width, hidden, kind = config.features, config.dense_hidden, config.layer
+    if kind in ("sll", "cpl"):
+        return {"sll": nn.SLLDense, "cpl": nn.CPLDense}[kind](width, hidden, rngs=rngs, **inside)
+    if kind == "sandwich":
+        return nn.SandwichDense(width, width, rngs=rngs, **inside)
+    if kind == "reflector":
+        layer = nn.ReflectorDense(width, depth=config.dense_depth, rngs=rngs)
+    else:
+        layer = _DENSE[kind](width, width, rngs=rngs)
+    return nn.Residual(layer, **inside) if config.form == "residual" else layer
+
+
+def _conv_layer(config, inside, rngs):
+    channels, size, kind = config.conv_width, config.kernel_size, config.layer
+    height, width, _ = config.image_shape
+    image = (height // config.patch, width // config.patch)
+    if kind in ("sll", "cpl"):
+        make = {"sll": nn.SLLConv, "cpl": nn.CPLConv}[kind]
+        return make(channels, config.conv_hidden, size, rngs=rngs, **inside)
+    if kind == "sandwich":
+        return nn.SandwichConv(channels, channels, size, input_size=image, rngs=rngs, **inside)
+    if kind == "reflector":
+        depth = config.conv_depth
+        layer = nn.ReflectorConv(channels, size, depth=depth, input_size=image, rngs=rngs)
+    elif kind == "cayley":
+        layer = nn.CayleyConv(channels, channels, size, input_size=image, rngs=rngs)
+    else:
+        layer = _CONV[kind](channels, channels, size, rngs=rngs)
+    return nn.Residual(layer, **inside) if config.form == "residual" else layer
 
 
 def _per_channel(values, x):

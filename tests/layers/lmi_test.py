@@ -78,3 +78,14 @@ def test_shapes_that_do_not_fit_are_named(position, shape, word):
     arrays[position] = jnp.ones(shape)
     with pytest.raises(ValueError, match=f"{word}.*shape"):
         lmi.residual(*arrays)
+
+
+def test_weights_of_other_kinds_are_named():
+    with pytest.raises(ValueError, match="weights is a tuple"):
+        lmi.of_dense((1, 2))
+    with pytest.raises(ValueError, match="weights is a Params"):
+        lmi.of_conv(sll.init_conv(jax.random.key(0), 2, 3), 3)
+    dense = sll.constrain_dense(sll.init_dense(jax.random.key(0), 2, 3))
+    with pytest.raises(ValueError, match="use of_dense"):
+        lmi.of_conv(dense, np.int64(3))
+    assert lmi.residual([[1.0, 0], [0, 1]], [[0.0], [0]], [[0.0], [0]], [1.0]).shape == (3, 3)

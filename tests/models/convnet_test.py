@@ -11,6 +11,7 @@ from flax import nnx
 from lipjax import margin, nn
 from lipjax.attacks import lipschitz_lower_bound, pgd
 from lipjax.models import SIZES, ConvNetConfig, LipschitzConvNet, num_parameters
+from lipjax.models.convnet import CONVOLUTIONAL, INSIDE, LAYERS
 
 SMALL = ConvNetConfig(
     image_shape=(8, 8, 2),
@@ -30,9 +31,13 @@ def test_published_sizes(name, millions):
     assert round(num_parameters(name) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize("layer", ["sll", "cpl", "aol"])
-def test_bounds_hold_and_are_one(layer):
-    model = LipschitzConvNet(dataclasses.replace(SMALL, layer=layer), rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    "layer,form", [(layer, "linear") for layer in LAYERS] + [("skew", "residual")]
+)
+def test_bounds_hold_and_are_one(layer, form):
+    depth = 1 if layer in CONVOLUTIONAL else 0
+    config = dataclasses.replace(SMALL, layer=layer, form=form, conv_depth=depth)
+    model = LipschitzConvNet(config, rngs=nnx.Rngs(0))
     frozen = nn.freeze(model)
     x = jax.random.uniform(jax.random.key(0), (8, 8, 8, 2))
     features, logits = frozen.feature_bound(), frozen.bound()
@@ -128,6 +133,11 @@ def test_bad_configs_are_named(changes, word):
 
 def test_bad_images_are_named():
     model = LipschitzConvNet(SMALL, rngs=nnx.Rngs(0))
+    for layer in INSIDE:
+        with pytest.raises(ValueError, match="form is 'residual'"):
+            dataclasses.replace(SMALL, layer=layer, form="residual")
+    with pytest.raises(ValueError, match="has no convolution"):
+        dataclasses.replace(SMALL, layer="bjorck")
     with pytest.raises(ValueError, match="x has shape.*8, 8, 2"):
         model(jnp.ones((3, 8, 8, 1)))
     with pytest.raises(ValueError, match="dtype uint8"):

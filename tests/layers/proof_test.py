@@ -1,0 +1,110 @@
+"""The figures of the proof: right for every layer, and off for every way to be wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipjax.layers import activations, aol, cayley, forms, proof, sandwich, skew, sll
+from lipjax.layers._convolution import add_bias, convolve
+from tests import oracles
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+
+
+def made(module, kind, *sizes, **options):
+    params = getattr(module, f"init_{kind}")(KEY, *sizes)
+    params = params._replace(bias=jnp.linspace(-0.5, 0.5, params.bias.shape[0]))
+    return getattr(module, f"constrain_{kind}")(params, **options)
+
+
+ROWS = {
+    "sll dense": (sll.apply_dense, made(sll, "dense", 5, 4), (5,), {}),
+    "sll conv": (sll.apply_conv, made(sll, "conv", 2, 3), (3, 4, 2), {}),
+    "sll circular": (sll.apply_conv, made(sll, "conv", 2, 3), (3, 4, 2), {"padding": "circular"}),
+    "sll tanh": (sll.apply_dense, made(sll, "dense", 5, 4), (5,), {"activation": "tanh"}),
+    "aol conv": (aol.apply_conv, made(aol, "conv", 2, 3), (3, 4, 2), {}),
+    "cayley dense": (cayley.apply_dense, made(cayley, "dense", 3, 5), (3,), {}),
+    "cayley conv": (
+        cayley.apply_conv,
+        made(cayley, "conv", 2, 3, input_size=(3, 4)),
+        (3, 4, 2),
+        {},
+    ),
+    "skew conv": (skew.apply_conv, made(skew, "conv", 2, 2), (3, 3, 2), {}),
+    "sandwich dense": (sandwich.apply_dense, made(sandwich, "dense", 4, 3), (4,), {}),
+    "sandwich conv": (
+        sandwich.apply_conv,
+        made(sandwich, "conv", 2, 3, input_size=(3, 4)),
+        (3, 4, 2),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_layer_is_proved(name):
+    apply, weights, shape, options = ROWS[name]
+    found = proof.prove(KEY, apply, weights, shape, num_points=3, num_steps=5, **options)
+    assert -1e-5 <= found.smallest_eigenvalue <= 1
+    assert 0.3 < found.jacobian_norm <= 1 + 1e-5
+    assert found.mismatch <= 1e-9 and found.adjoint_error <= 1e-9
+
+
+def refused(apply, weights, shape, **options):
+    with pytest.raises(ValueError, match="do not make a 1-Lipschitz layer") as error:
+        proof.prove(KEY, apply, weights, shape, num_points=3, num_steps=5, **options)
+    return str(error.value)
+
+
+def test_a_step_that_is_too_long_fails_the_condition():
+    weights = ROWS["sll dense"][1]
+    message = refused(sll.apply_dense, weights._replace(step=3 * weights.step), (5,))
+    assert "smallest eigenvalue of the condition -" in message
+
+
+def test_a_kernel_that_is_too_large_fails_the_condition():
+    weights = ROWS["aol conv"][1]
+    refused(aol.apply_conv, weights._replace(kernel=1.5 * weights.kernel), (3, 4, 2))
+
+
+def test_a_forbidden_activation_fails_by_its_jacobian():
+    cheat = activations.Activation("cheat", jnp.abs, (0.0, 1.0))
+    matrix = np.linalg.qr(RNG.normal(size=(5, 4)))[0].astype(np.float32)
+    weights = forms.as_residual(forms.linear(jnp.asarray(matrix), jnp.zeros(4)))
+    message = refused(forms.residual_dense, weights, (5,), activation=cheat)
+    assert float(message.split("Jacobian norm ")[1].split(",")[0]) > 1.5
+
+
+def test_a_backward_map_that_is_not_the_adjoint_is_found():
+    """The flipped kernel instead of the adjoint: right for odd windows, wrong for even ones."""
+
+    def flipped(weights, x, activation="relu"):
+        s = activations.slope_restricted(activation)
+        hidden = s(add_bias(convolve(x, weights.kernel), weights.bias))
+        back = jnp.swapaxes(weights.kernel[::-1, ::-1], -1, -2)
+        return x - convolve(hidden * jnp.broadcast_to(weights.step, hidden.shape), back)
+
+    params = sll.init_conv(KEY, 2, 3, kernel_size=2)
+    message = refused(flipped, sll.constrain_conv(params), (3, 4, 2), tol=1e-3)
+    assert "adjoint error 0." in message
+    odd = sll.constrain_conv(sll.init_conv(KEY, 2, 3, kernel_size=3))
+    proof.prove(KEY, flipped, odd, (3, 4, 2), num_points=2, num_steps=2)
+
+
+def test_code_that_computes_something_else_is_found():
+    weights = ROWS["cayley dense"][1]
+    message = refused(lambda weights, x: 0.5 * cayley.apply_dense(weights, x), weights, (3,))
+    assert "mismatch with its matrices 0." in message
+
+
+def test_orthogonality_is_what_the_almost_orthogonal_layer_keeps():
+    for shape in ((7, 4), (4, 7)):
+        kernel = jnp.asarray(RNG.normal(size=shape), jnp.float32)
+        weights = aol.constrain_dense(aol.Params(kernel, jnp.zeros(shape[1])))
+        kept = np.mean(oracles.singular_values(weights.kernel) ** 2)
+        np.testing.assert_allclose(np.mean(proof.orthogonality(kernel)), kept, rtol=1e-4)
+    q = np.linalg.qr(RNG.normal(size=(6, 3)))[0].astype(np.float32)
+    np.testing.assert_allclose(proof.orthogonality(q * np.float32([1, 5, 1e-3])), 1, atol=1e-3)
+    assert not proof.orthogonality(jnp.zeros((3, 2))).any()
