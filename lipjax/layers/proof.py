@@ -127,8 +127,8 @@ def orthogonality(kernel: Array) -> Array:
         `float[min(n, m)]` in [0, 1]; 0 for a column of zeros, NaN for a NaN.
 
     >>> import jax.numpy as jnp
-    >>> orthogonality(jnp.array([[1.0, 1.0], [0.0, 3.0]])).round(3)
-    Array([0.5  , 0.909], dtype=float32)
+    >>> [round(float(v), 3) for v in orthogonality(jnp.array([[1.0, 1.0], [0.0, 3.0]]))]
+    [0.5, 0.909]
     """
     _checks.ranked(2, "[n, m]", kernel=kernel)
     _checks.real_floating(kernel=kernel)
