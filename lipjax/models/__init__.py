@@ -1,5 +1,6 @@
 """Whole networks: those that know a bound on their Lipschitz constant, and ordinary ones to bound."""
 
+from lipjax.models import pytorch as pytorch
 from lipjax.models import resnet as resnet
 from lipjax.models.convnet import SIZES as SIZES
 from lipjax.models.convnet import ConvNetConfig as ConvNetConfig
