@@ -128,7 +128,7 @@ def _shaped(row, name, rank):
     if array is None or array.ndim != rank:
         shape = None if array is None else array.shape
         raise ValueError(
-X whose {name!r} has shape {shape}; it must have {rank} axes."
+            f"state has a layer whose {name!r} has shape {shape}; it must have {rank} axes."
         )
     return array.shape
 

@@ -115,7 +115,7 @@ def test_cpl_is_the_published_function_with_the_norm_in_place_of_its_estimate():
     x = RNG.random((3, SIZE, SIZE, 3)).astype(np.float32)
     model = pytorch.from_state_dict(state, image_shape=(SIZE, SIZE, 3))
     expected = published(state, x.transpose(0, 3, 1, 2), "cpl")
-    np.testing.assert_allclose(model(x), expected, atol=0.2)
+    np.testing.assert_allclose(model(x), expected, atol=0.2, err_msg="CPL")
     assert float(nn.freeze(model).feature_bound().value) <= 1 + 1e-5
 
 
