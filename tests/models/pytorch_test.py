@@ -8,6 +8,7 @@ from jax import lax
 
 from lipjax import nn
 from lipjax.models import pytorch
+from lipjax.spectral import conv_gram_iteration
 
 RNG = np.random.default_rng(0)
 WIDTH, HIDDEN, INNER, CLASSES, SIZE = 4, 3, 16, 5, 8
@@ -92,9 +93,8 @@ def published(state, x, layer):
 
 
 def conv_norm(kernel):
-    from tests import oracles
-
-    return oracles.norm(oracles.conv_matrix(kernel.transpose(2, 3, 1, 0), SIZE, padding="zero"))
+    """The bound for every size, which stands where the published code has an estimate from below."""
+    return float(conv_gram_iteration(kernel.transpose(2, 3, 1, 0), padding="any"))
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module.model.model."])
@@ -109,13 +109,12 @@ def test_sll_is_the_published_function(prefix):
     assert float(nn.freeze(model).feature_bound().value) <= 1 + 1e-5
 
 
-def test_cpl_is_the_published_function_with_the_norm_in_place_of_its_estimate():
-    """Convolutions divide by the bound for every size, a little above the norm at this one."""
+def test_cpl_is_the_published_function_with_a_bound_in_place_of_the_estimate():
     state = cpl_state()
     x = RNG.random((3, SIZE, SIZE, 3)).astype(np.float32)
     model = pytorch.from_state_dict(state, image_shape=(SIZE, SIZE, 3))
     expected = published(state, x.transpose(0, 3, 1, 2), "cpl")
-    np.testing.assert_allclose(model(x), expected, atol=0.2, err_msg="CPL")
+    np.testing.assert_allclose(model(x), expected, atol=2e-3)
     assert float(nn.freeze(model).feature_bound().value) <= 1 + 1e-5
 
 
