@@ -4,6 +4,7 @@ from lipjax.nn.constrained import Constrained as Constrained
 from lipjax.nn.constrained import Stack as Stack
 from lipjax.nn.constrained import constrain as constrain
 from lipjax.nn.constrained import freeze as freeze
+from lipjax.nn.constrained import rounded as rounded
 from lipjax.nn.contractions import BjorckDense as BjorckDense
 from lipjax.nn.contractions import CayleyConv as CayleyConv
 from lipjax.nn.contractions import CayleyDense as CayleyDense
@@ -31,3 +32,5 @@ from lipjax.nn.layers import RescaledConv as RescaledConv
 from lipjax.nn.layers import RescaledDense as RescaledDense
 from lipjax.nn.layers import SLLConv as SLLConv
 from lipjax.nn.layers import SLLDense as SLLDense
+from lipjax.nn.storage import load_safetensors as load_safetensors
+from lipjax.nn.storage import save_safetensors as save_safetensors

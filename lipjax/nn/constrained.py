@@ -75,6 +75,48 @@ def freeze(module: nnx.Module) -> nnx.Module:
     return _with_weights(module, lambda layer: layer.freeze_params(layer.free.get_value()))
 
 
+def rounded(module: nnx.Module, dtype) -> nnx.Module:
+    """A copy of a frozen module with the weights that a smaller type holds, kept in their own type.
+
+    An orthogonal matrix cast to bfloat16 has norm 1.002, and thirty of them in a row 1.07: the bound
+    of the network before the cast says nothing about the one after. `bound` of this copy does; it is
+    the one to certify with where weights are stored or multiplied in that type. The layers themselves
+    refuse inputs in less than float32, whose rounding no bound here covers.
+
+    Args:
+        module: Frozen, see `freeze`.
+        dtype: `jnp.bfloat16`, `jnp.float16` or any smaller floating type of JAX.
+
+    Raises:
+        ValueError: for a module that is not frozen, or a dtype that is not floating.
+
+    >>> from lipjax.nn import CayleyDense
+    >>> layer = freeze(CayleyDense(16, 16, rngs=nnx.Rngs(0)))
+    >>> bool(layer.bound().value < 1 + 1e-6 < rounded(layer, jnp.bfloat16).bound().value < 1.01)
+    True
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype is {dtype!r}; it must be a floating type such as jnp.bfloat16.")
+    module = nnx.clone(module)
+    for _, layer in nnx.iter_modules(module):
+        if not isinstance(layer, Constrained):
+            continue
+        if layer.free is not None:
+            raise ValueError(
+                f"module holds free parameters ({type(layer).__name__}); pass what nn.freeze returns."
+            )
+        if layer.explicit is not None:
+            weights = jax.tree.map(lambda w: _through(w, dtype), layer.explicit.get_value())
+            layer.explicit = Weights(weights)
+    return module
+
+
+def _through(array, dtype):
+    if jnp.iscomplexobj(array):
+        return jax.lax.complex(_through(array.real, dtype), _through(array.imag, dtype))
+    return array.astype(dtype).astype(array.dtype)
+
+
 def _require_free(module, name: str) -> None:
     for _, layer in nnx.iter_modules(module):
         if isinstance(layer, Constrained) and layer.explicit is not None:

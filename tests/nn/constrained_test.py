@@ -92,3 +92,32 @@ def test_what_holds_weights_already_is_not_constrained_or_frozen_again():
         for again in (nn.freeze, nn.constrain):
             with pytest.raises(ValueError, match="module holds weights already.*SLLDense"):
                 again(done)
+
+
+def test_rounded_weights_have_a_bound_of_their_own():
+    """The certificate of a network whose weights were cast is that of the cast weights."""
+    from lipjax import margin
+    from tests import oracles
+
+    stack = nn.Stack(lambda rngs: nn.CayleyDense(32, 32, rngs=rngs), 4, rngs=nnx.Rngs(0))
+    frozen = nn.freeze(stack)
+    cast = nn.rounded(frozen, jnp.bfloat16)
+    kernels = np.asarray(cast.weights().kernel)
+    assert (kernels == kernels.astype(jnp.bfloat16).astype(np.float32)).all()
+    truth = np.prod([oracles.norm(kernel) for kernel in kernels])
+    before, after = float(frozen.bound().value), float(cast.bound().value)
+    assert before < 1 + 1e-5 < 1.002 < truth <= after <= truth * (1 + 1e-6)  # the negative control
+    logits = jnp.array([1.0, 0.0])
+    radii = [margin.radius(logits, 0, lipschitz=m.bound()) for m in (frozen, cast)]
+    assert radii[1] < radii[0]
+
+
+def test_rounding_what_is_free_or_to_integers_is_refused():
+    layer = nn.CayleyConv(2, 2, input_size=4, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="free parameters.*CayleyConv"):
+        nn.rounded(layer, jnp.bfloat16)
+    with pytest.raises(ValueError, match="dtype is"):
+        nn.rounded(nn.freeze(layer), jnp.int8)
+    assert float(nn.rounded(nn.freeze(layer), jnp.float16).bound().value) > 1 + 1e-5
+    with pytest.raises(ValueError, match="bfloat16"):
+        nn.freeze(layer)(jnp.ones((1, 4, 4, 2), jnp.bfloat16))

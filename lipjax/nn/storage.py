@@ -1,0 +1,82 @@
+"""The arrays of a module in a safetensors file, which holds numbers and nothing that can run."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+def save_safetensors(path, module: nnx.Module) -> None:
+    """Writes every array of the module under its name; the file is whole or not there.
+
+    Args:
+        path: Of the file, replaced if it exists.
+        module: Any Flax NNX module, free or frozen.
+
+    Names are those of the attributes, such as `dense.explicit.kernel`. Needs `safetensors`
+    (`pip install 'lipjax[interop]'`).
+
+    >>> import tempfile
+    >>> from lipjax.nn import SLLDense
+    >>> layer = SLLDense(4, 3, rngs=nnx.Rngs(0))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     save_safetensors(directory + "/layer.safetensors", layer)
+    ...     again = load_safetensors(directory + "/layer.safetensors", layer)
+    >>> bool((again(jnp.ones(4)) == layer(jnp.ones(4))).all())
+    True
+    """
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named(module).items()}
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        save_file(arrays, part, metadata={"format": "lipjax"})
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_safetensors(path, like: nnx.Module) -> nnx.Module:
+    """A copy of `like` with the arrays of a file that `save_safetensors` wrote.
+
+    Args:
+        path: Of the file.
+        like: A module of the same structure; its numbers are not used. A frozen one for the arrays
+            of a frozen one.
+
+    Raises:
+        ValueError: where the file lacks an array, has one too many, or one of another shape or dtype;
+            the message names it. Also where it is no safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays = load_file(Path(path))
+    except SafetensorError as error:
+        raise ValueError(f"{str(path)!r} is no safetensors file: {error}.") from error
+    wanted = _named(like)
+    for name in [*wanted, *(name for name in arrays if name not in wanted)]:
+        here = _kind(wanted[name]) if name in wanted else "nothing"
+        there = _kind(arrays[name]) if name in arrays else "nothing"
+        if here != there:
+            raise ValueError(
+                f"{str(path)!r} does not fit the module: it holds {there} at {name!r}, where the module "
+                f"has {here}. A frozen module's arrays go into a frozen one."
+            )
+    leaves = [jnp.asarray(arrays[name]) for name in wanted]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _named(module) -> dict:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(module)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    return {name.replace(".value", ""): leaf for name, (_, leaf) in zip(names, leaves)}
+
+
+def _kind(array) -> str:
+    return f"{np.asarray(array).dtype}[{','.join(map(str, np.shape(array)))}]"

@@ -1,0 +1,79 @@
+"""Files of arrays: what was written comes back, and what does not fit is named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lipjax import nn
+from lipjax.models import ConvNetConfig, LipschitzConvNet
+
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+
+SMALL = ConvNetConfig(
+    image_shape=(8, 8, 1), conv_depth=2, conv_width=4, conv_hidden=3, pool=2, dense_depth=2,
+    dense_hidden=8,
+)  # fmt: skip
+
+
+def model(seed, **changes):
+    return LipschitzConvNet(SMALL, rngs=nnx.Rngs(seed))
+
+
+@pytest.mark.parametrize("make", [lambda m: m, nn.freeze], ids=["free", "frozen"])
+def test_what_was_written_comes_back(make, tmp_path):
+    path = tmp_path / "model.safetensors"
+    first, second = make(model(0)), make(model(1))
+    x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
+    assert np.abs(first(x) - second(x)).max() > 1e-3
+    nn.save_safetensors(path, first)
+    again = nn.load_safetensors(path, second)
+    np.testing.assert_array_equal(again(x), first(x))
+    assert again.bound().value == first.bound().value
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_other_programs_can_read_the_names(tmp_path):
+    from safetensors.numpy import load_file
+
+    path = tmp_path / "layer.safetensors"
+    layer = nn.freeze(nn.AOLDense(4, 3, rngs=nnx.Rngs(0)))
+    nn.save_safetensors(path, layer)
+    arrays = load_file(path)
+    assert set(arrays) == {"explicit.kernel", "explicit.bias", "explicit.log_q"}
+    x = np.ones((1, 4), np.float32)
+    plain = x @ arrays["explicit.kernel"] + arrays["explicit.bias"]
+    np.testing.assert_allclose(plain, layer(x), atol=1e-6)
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    path = tmp_path / "layer.safetensors"
+    nn.save_safetensors(path, nn.SLLDense(4, 3, rngs=nnx.Rngs(0)))
+    for like, word in (
+        (nn.SLLDense(4, 5, rngs=nnx.Rngs(0)), r"float32\[4,3\] at 'free.kernel'.*float32\[4,5\]"),
+        (nn.CPLDense(4, 3, rngs=nnx.Rngs(0)), "at 'free.log_q', where the module has nothing"),
+        (nn.freeze(nn.SLLDense(4, 3, rngs=nnx.Rngs(0))), "nothing at 'explicit"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            nn.load_safetensors(path, like)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match="no safetensors file"):
+        nn.load_safetensors(damaged, nn.SLLDense(4, 3, rngs=nnx.Rngs(0)))
+    with pytest.raises(FileNotFoundError):
+        nn.load_safetensors(tmp_path / "none", nn.SLLDense(4, 3, rngs=nnx.Rngs(0)))
+
+
+def test_an_exported_frozen_network_is_the_same_function_for_every_batch_size():
+    pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
+    from jax import export
+
+    frozen = nn.freeze(model(0))
+    (batch,) = export.symbolic_shape("batch")
+    shape = jax.ShapeDtypeStruct((batch, 8, 8, 1), jnp.float32)
+    data = export.export(jax.jit(lambda x: frozen(x)), platforms=("cpu", "tpu", "cuda"))(shape)
+    again = export.deserialize(data.serialize())
+    for size in (1, 5):
+        x = jax.random.uniform(jax.random.key(size), (size, 8, 8, 1))
+        np.testing.assert_allclose(again.call(x), frozen(x), atol=1e-6)
