@@ -38,7 +38,7 @@ notebooks: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), f"lipjax needs Python 3.11 to 3.13, not {sys.version}"'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,experiments,data]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,experiments,data,interop]'
 	touch $(READY)
 
 clean:

@@ -6,3 +6,5 @@ from lipjax.models.convnet import SIZES as SIZES
 from lipjax.models.convnet import ConvNetConfig as ConvNetConfig
 from lipjax.models.convnet import LipschitzConvNet as LipschitzConvNet
 from lipjax.models.convnet import num_parameters as num_parameters
+from lipjax.models.studynet import StudyNet as StudyNet
+from lipjax.models.studynet import StudyNetConfig as StudyNetConfig

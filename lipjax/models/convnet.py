@@ -252,6 +252,10 @@ class LipschitzConvNet(nnx.Module):
                 total = total * trunk.bound()
         return total
 
+    def class_vectors(self) -> Array:
+        """`float[features, classes]`, the `head` of `lipjax.margin.certify`."""
+        return self.head.weights().kernel
+
     def bound(self) -> Bound:
         """Bound on the l2 Lipschitz constant of the network, from images to all logits."""
         return self.feature_bound() * self.head.bound()
@@ -295,7 +299,7 @@ def _trunk(config, rngs, *, dense):
         inside = {} if config.activation is None else {"activation": config.activation}
     else:
         between = config.activation or "max_min"
-    make = functools.partial(_dense_layer if dense else _conv_layer, config, inside)
+    make = functools.partial(_dense_layer if dense else conv_layer, config, inside)
     return nn.Stack(make, depth, between=between, rngs=rngs)
 
 
@@ -312,7 +316,8 @@ def _dense_layer(config, inside, rngs):
     return nn.Residual(layer, **inside) if config.form == "residual" else layer
 
 
-def _conv_layer(config, inside, rngs):
+def conv_layer(config: ConvNetConfig, inside: dict, rngs: nnx.Rngs) -> nn.Constrained:
+    """One convolution of the network; `inside` are options of layers with their own activation."""
     channels, size, kind = config.conv_width, config.kernel_size, config.layer
     height, width, _ = config.image_shape
     image = (height // config.patch, width // config.patch)

@@ -5,7 +5,13 @@ The step takes a `loss_fn` and any pytree of parameters; it knows nothing of lay
 """
 
 from lipjax.training.interrupt import watch_signals as watch_signals
+from lipjax.training.losses import binary_hkr as binary_hkr
+from lipjax.training.losses import certificate_regularized as certificate_regularized
 from lipjax.training.losses import cross_entropy as cross_entropy
+from lipjax.training.losses import emma as emma
+from lipjax.training.losses import emma_logits as emma_logits
+from lipjax.training.losses import hkr as hkr
+from lipjax.training.losses import logit_annealing as logit_annealing
 from lipjax.training.losses import margin_loss as margin_loss
 from lipjax.training.metrics import JsonLines as JsonLines
 from lipjax.training.metrics import progress as progress
