@@ -174,7 +174,7 @@ class Walk:
             raise ValueError(self.refusal(eqn, "it decides by a comparison of the input"))
         if name in LOGIC:
             return [Decision(name)]
-        if name == "split":
+        if name in ("split", "unstack"):
             return [Value(self.flush(inputs[0]))] * len(eqn.outvars)
         if name == "top_k":  # sorting moves no two arrays apart
             return [Value(self.flush(inputs[0])), Decision(name)]

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend import core
 
 from lipjax._numerics import round_up
@@ -74,8 +75,11 @@ def _cut(walk, eqn, inputs):
 
 def _seen(eqn, rest):
     """How often an operation that selects entries of its first operand selects each."""
-    aval = eqn.invars[0].aval
-    select = functools.partial(eqn.primitive.bind, **eqn.params)
+    aval, params = eqn.invars[0].aval, dict(eqn.params)
+    if params.get("mode") == lax.GatherScatterMode.PROMISE_IN_BOUNDS:
+        # Indices that break the promise are clamped; the transpose would leave them out.
+        params["mode"] = lax.GatherScatterMode.CLIP
+    select = functools.partial(eqn.primitive.bind, **params)
     with jax.ensure_compile_time_eval():
         operand = jax.ShapeDtypeStruct(aval.shape, jnp.float32)
         (counts,) = jax.linear_transpose(lambda v: select(v, *rest), operand)(
@@ -101,6 +105,9 @@ def _written(walk, eqn, inputs):
     indices, updates = rest[1:], rest[0]
     if eqn.primitive.name == "scatter":
         indices, updates = rest[:1], rest[1]
+        program = eqn.params["update_jaxpr"]  # of x.at[i].apply(f) it is f
+        if program is not None and (program.eqns or program.outvars[0] is not program.invars[1]):
+            raise ValueError(walk.refusal(eqn, "it changes entries by a function of its own"))
     if not all(isinstance(i, Constant) for i in indices):
         raise ValueError(walk.refusal(eqn, "its place depends on the input"))
     return _joined(walk, eqn, [operand, updates])

@@ -78,6 +78,8 @@ LINEAR = {  # programs that are linear maps, with the largest factor the bound m
         1.001,
     ),
     "written over": (lambda x: x.at[:, np.array([0, 2])].set(3 * x[:, :2]), 1.1),
+    "filled": (lambda x: x[0, 0, 0].at[np.array([7, 1])].get(mode="fill", fill_value=0.0), 1.001),
+    "unstacked": (lambda x: jnp.stack(list(x[0])[::-1]), 2.5),
     "overlapping slices": (lambda x: jnp.concatenate([x[:, :4], x[:, 1:], -x[:, 2:3]], 1), 1.001),
     "slices in a loop": (
         lambda x: lax.fori_loop(0, 2, lambda _, y: jnp.concatenate([y[:, 2:], y[:, 1:3]], 1), x),
@@ -218,6 +220,9 @@ def test_an_activation_of_the_same_name_is_not_taken_for_it():
         (lambda x: x[jnp.argmax(x, 0)], "comparison"),
         (lambda x: lax.dynamic_update_slice(x, x[:1], (jnp.argmax(x[0]), 0)), "comparison"),
         (lambda x: lax.top_k(x, 1)[1], "outcome of a comparison"),
+        (lambda x: x.at[0].apply(lambda v: 100 * v), "function of its own"),
+        (lambda x: x.at[0].apply(jnp.exp), "function of its own"),
+        (lambda x: x.at[0].multiply(3.0), "scatter"),
         (jnp.exp, "exp"),
         (jnp.sqrt, "sqrt"),
         (lambda x: x.astype(jnp.bfloat16), "bfloat16"),
@@ -244,6 +249,28 @@ def test_indices_of_a_traced_program_are_counted():
     bounds = [jax.jit(lambda i: network_bound(lambda x: x[i], jnp.ones(3)).value)(picks)]
     bounds.append(jax.jit(lambda: network_bound(lambda x: x[picks], jnp.ones(3)).value)())
     assert all(3**0.5 <= bound <= 3**0.5 * (1 + 1e-5) for bound in bounds)
+
+
+@pytest.mark.parametrize(
+    "fn,norm",
+    [
+        (lambda x: x[np.array([9, 9, 9, 3])], 2.0),
+        (lambda x: x[::-1][np.array([-9, -9, 0, 0])], 2.0),
+        (lambda x: x.at[np.array([7, 7])].get(mode="promise_in_bounds"), 2**0.5),
+    ],
+)
+def test_broken_promises_about_indices_are_counted_as_they_are_clamped(fn, norm):
+    """Reverse mode leaves out what the program clamps; forward mode and differences do not."""
+    truth = oracles.norm(np.asarray(jax.jacfwd(fn)(jnp.ones(4))))
+    assert abs(truth - norm) < 1e-6
+    assert norm <= float(network_bound(fn, jnp.ones(4)).value) <= norm * 1.001
+
+
+def test_traced_indices_that_are_out_of_range_are_counted_where_they_are_clamped():
+    def bound(i):
+        return network_bound(lambda x: x[i], jnp.ones(4)).value
+
+    assert 2 <= float(jax.jit(bound)(jnp.array([9, 9, 9, 3]))) <= 2.0001
 
 
 def test_a_branch_chosen_under_a_trace_counts_as_the_largest():
