@@ -2,6 +2,10 @@
 
 command: python -m experiments.regularize --data-dir DIR [--weight 0.01] [--out FILE]
 
+time:    216 s on 2 CPU cores (Fashion-MNIST, 468 steps each)
+result:  without the penalty 88.8 % and a product bound of 6.6e7, with it 88.6 % and 3.4e5; a step
+         takes 0.128 and 0.167 s
+
 Trains the same narrow ResNet-18 twice, from the same initial weights on the same batches: with the
 cross-entropy alone, and with `weight` times `lipjax.spectral.penalty` of the network's bounds added.
 Prints the accuracy on the test split, the product bound of the network in evaluation (batch
