@@ -38,6 +38,7 @@ from lipjax._numerics import (
     times_square,
     unit_roundoff,
 )
+from lipjax.spectral._gram_sums import abs_gram_sums
 from lipjax.spectral._power_kernel import power_kernel
 from lipjax.spectral._products import contract, sum_length
 from lipjax.spectral._torus import check_kernel
@@ -195,7 +196,7 @@ def dominating_diagonal(matrix: Array, *, num_iters: int = 1, log_q: Array | Non
     size = lax.stop_gradient(jnp.abs(matrix))
     length = sum_length(rows) + cols + 16
     if num_iters == 1:
-        row_sums = _abs_gram_sums(matrix, weights)
+        row_sums = abs_gram_sums(matrix, weights)
         spread = einsum("...nm,...n->...m", size, einsum("...nm,...m->...n", size, weights))
         error = 2 * gamma(length, matrix.dtype) * spread
         t = _add_error(row_sums, error, weights, rows * cols, alive)
@@ -324,30 +325,6 @@ def positive_weights(log_q, shape, dtype) -> Array:
     _checks.real_floating(log_q=log_q)
     centered = log_q - jnp.mean(log_q, axis=-1, keepdims=True)
     return jnp.exp(jnp.clip(centered, -LARGEST_LOG_Q, LARGEST_LOG_Q))
-
-
-@jax.custom_vjp
-def _abs_gram_sums(matrix, weights):
-    """`sum_j |W^T W|_ij r_j`. The backward pass is one product where autodiff takes two."""
-    return einsum("...ij,...j->...i", jnp.abs(contract(matrix, matrix)), weights)
-
-
-def _abs_gram_sums_fwd(matrix, weights):
-    gram = contract(matrix, matrix)
-    return einsum("...ij,...j->...i", jnp.abs(gram), weights), (matrix, weights, gram)
-
-
-def _abs_gram_sums_bwd(saved, cotangent):
-    matrix, weights, gram = saved
-    outer = cotangent[..., :, None] * weights[..., None, :]
-    signed = jnp.sign(gram) * (outer + _transpose(outer))
-    return (
-        matmul(matrix, signed),
-        einsum("...ij,...i->...j", jnp.abs(gram), cotangent),
-    )
-
-
-_abs_gram_sums.defvjp(_abs_gram_sums_fwd, _abs_gram_sums_bwd)
 
 
 class _Powers:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lipjax.spectral import (
+    _gram_sums,
     conv_dominating_diagonal,
     conv_rescale,
     dominating_diagonal,
@@ -268,3 +269,60 @@ def test_more_iterations_than_float32_can_prove_leave_no_zeros():
     assert 0.9 < norms[0] <= 1 and 0.05 < norms[1] <= 1
     kernel = conv_rescale(jax.random.normal(jax.random.key(0), (1, 1, 64, 48)), num_iters=12)
     assert 0.05 < oracles.norm(kernel[0, 0]) <= 1
+
+
+def plain_sums(matrix, weights):
+    """Row sums of the whole Gram matrix, for automatic differentiation."""
+    gram = jnp.einsum("...na,...nb->...ab", matrix, matrix, precision="highest")
+    return jnp.einsum("...ab,...b->...a", jnp.abs(gram), weights, precision="highest")
+
+
+@pytest.mark.parametrize("shape", [(12, 16), (7, 13), (3, 9, 10)])
+def test_gram_sums_in_blocks_are_those_of_the_whole_matrix(shape, monkeypatch):
+    monkeypatch.setattr(_gram_sums, "LARGE", 8)
+    monkeypatch.setattr(_gram_sums, "BLOCKS", 3)
+    rng = np.random.default_rng(0)
+    matrix = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    weights = jnp.asarray(np.exp(rng.normal(size=(*shape[:-2], shape[-1]))), jnp.float32)
+    cotangent = jnp.asarray(rng.normal(size=weights.shape), jnp.float32)
+
+    def pulled(fn):
+        value, pull = jax.vjp(fn, matrix, weights)
+        return value, *pull(cotangent)
+
+    for got, expected in zip(pulled(_gram_sums.abs_gram_sums), pulled(plain_sums)):
+        np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-4)
+
+    def turned(fn):
+        def slope(matrix):
+            return jax.grad(lambda m: jnp.vdot(fn(m, weights), cotangent))(matrix)
+
+        return jax.grad(lambda m: jnp.sum(slope(m) ** 2))(matrix)
+
+    expected = turned(plain_sums)
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(turned(_gram_sums.abs_gram_sums), expected, atol=2e-5 * scale)
+
+
+def test_gram_sums_of_orthogonal_columns_have_no_spurious_slope(monkeypatch):
+    """Off-diagonal entries are exactly 0 there, where the derivative of the absolute value counts 0."""
+    monkeypatch.setattr(_gram_sums, "LARGE", 8)
+    matrix = 2 * jnp.eye(12)
+    slope = jax.grad(lambda m: _gram_sums.abs_gram_sums(m, jnp.ones(12)).sum())(matrix)
+    np.testing.assert_allclose(slope, 2 * matrix)
+
+
+def test_blocks_keep_less_than_the_gram_matrix():
+    """What the backward pass of a large layer needs besides the matrix: one byte an entry, or less."""
+    shape = (64, _gram_sums.LARGE)
+
+    def saved(fn):
+        _, pull = jax.eval_shape(lambda m: jax.vjp(fn, m), jnp.zeros(shape))
+        leaves = jax.tree.leaves(pull)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    weights = jnp.ones(shape[1])
+    blocks = saved(lambda m: _gram_sums.abs_gram_sums(m, weights))
+    whole = saved(lambda m: plain_sums(m, weights))
+    assert whole >= shape[1] ** 2
+    assert blocks <= 0.76 * shape[1] ** 2 + 4 * (np.prod(shape) + 4 * shape[1])
