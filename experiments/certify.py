@@ -160,7 +160,7 @@ def evaluate(config, model, bound, error, data) -> Evaluation:
 
     @jax.jit
     def certify(model, images):
-        head = model.head.weights().kernel
+        head = model.class_vectors()
         return jax.vmap(lambda f: margin.certify(f, lipschitz=bound, head=head, logit_error=error))(
             model(to_unit(images, data.max_value))
         )

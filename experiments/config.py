@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lipjax import _checks
 from lipjax.data import NAMES
-from lipjax.models import ConvNetConfig
+from lipjax.models import ConvNetConfig, StudyNetConfig
 
 MEASURED = ("radii", "attack_images", "attack_steps")
 """Fields that only certification uses; they may change after training."""
@@ -46,7 +46,7 @@ class RunConfig:
     """
 
     data: str = "digits"
-    model: ConvNetConfig = ConvNetConfig()
+    model: ConvNetConfig | StudyNetConfig = ConvNetConfig()
     epochs: int = 100
     batch_size: int = 256
     learning_rate: float = 0.01
@@ -168,7 +168,11 @@ def _fitting(field: str, value, current):
         value = (value,)
     if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    optional = {"model.dense_width": int | None, "model.activation": str | None}.get(field)
+    optional = {
+        "model.dense_width": int | None,
+        "model.activation": str | None,
+        "model.conv_hidden": int | None,
+    }.get(field)
     fits = isinstance(value, type(current)) and isinstance(value, bool) == isinstance(current, bool)
     if isinstance(value, tuple) and isinstance(current, tuple):
         fits = all(isinstance(part, int | float) for part in value)
@@ -216,7 +220,7 @@ def _build(kind, fields):
     values = {}
     for name, value in fields.items():
         if name == "model":
-            value = _build(ConvNetConfig, value)
+            value = _build(StudyNetConfig if "blocks" in value else ConvNetConfig, value)
         values[name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
 

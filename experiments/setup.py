@@ -9,7 +9,7 @@ from flax import nnx
 
 from experiments.config import RunConfig
 from lipjax.data import Dataset, augment, hold_out, load
-from lipjax.models import LipschitzConvNet
+from lipjax.models import LipschitzConvNet, StudyNet, StudyNetConfig
 from lipjax.training import cross_entropy, triangular
 
 
@@ -36,9 +36,10 @@ def dataset(config: RunConfig, data_dir=None) -> Dataset:
     return dataclasses.replace(data, train=rest, test=held)
 
 
-def network(config: RunConfig) -> LipschitzConvNet:
+def network(config: RunConfig) -> LipschitzConvNet | StudyNet:
     """The network with its initial parameters."""
-    return LipschitzConvNet(config.model, rngs=nnx.Rngs(config.seed))
+    kind = StudyNet if isinstance(config.model, StudyNetConfig) else LipschitzConvNet
+    return kind(config.model, rngs=nnx.Rngs(config.seed))
 
 
 def optimizer(config: RunConfig, num_steps: int) -> optax.GradientTransformation:

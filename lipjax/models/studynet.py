@@ -35,6 +35,7 @@ class StudyNetConfig:
         conv_hidden: Hidden channels of SLL and CPL; None means as many as there are channels.
         activation: After each convolution; in the study MaxMin, also after SLL and CPL.
         mean: Subtracted from the input, one number or one per channel.
+        pad: Pixels of zeros around the image after that, an isometry: 2 makes 28 x 28 images 32 x 32.
     """
 
     layer: str = "aol"
@@ -47,6 +48,7 @@ class StudyNetConfig:
     conv_hidden: int | None = None
     activation: str = "max_min"
     mean: tuple[float, ...] = (0.0,)
+    pad: int = 0
 
     def __post_init__(self):
         _checks.one_of(CONVOLUTIONAL, layer=self.layer)
@@ -58,11 +60,13 @@ class StudyNetConfig:
         object.__setattr__(self, "image_shape", tuple(self.image_shape))
         mean = self.mean if isinstance(self.mean, list | tuple) else (self.mean,)
         object.__setattr__(self, "mean", tuple(mean))
-        height, width, channels = self.image_shape
+        _checks.integer(0, pad=self.pad)
+        channels = self.image_shape[2]
+        height, width = self.padded_size
         if height % 2**self.blocks or width % 2**self.blocks:
             raise ValueError(
-                f"image_shape is {self.image_shape}; with {self.blocks} blocks its height and width "
-                f"must be multiples of {2**self.blocks}."
+                f"image_shape is {self.image_shape} and pad is {self.pad}; with {self.blocks} blocks "
+                f"the padded height and width must be multiples of {2**self.blocks}."
             )
         if channels > self.width or self.width % 2:
             raise ValueError(
@@ -74,6 +78,11 @@ class StudyNetConfig:
             )
         if len(self.mean) not in (1, channels):
             raise ValueError(f"mean is {self.mean}; it must have 1 or {channels} entries.")
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """Height and width with the zeros around."""
+        return self.image_shape[0] + 2 * self.pad, self.image_shape[1] + 2 * self.pad
 
     @property
     def features(self) -> int:
@@ -99,7 +108,7 @@ class StudyNet(nnx.Module):
         if not isinstance(config, StudyNetConfig):
             raise ValueError(f"config is {config!r}; it must be a StudyNetConfig.")
         self.config = config
-        height, width, _ = config.image_shape
+        height, width = config.padded_size
         self.first = self._stack(1, config.width, 1, (height, width), rngs)
         stages = []
         for i in range(config.blocks):
@@ -142,6 +151,8 @@ class StudyNet(nnx.Module):
             )
         _checks.nonempty(x=x)
         x = x - jnp.broadcast_to(jnp.asarray(config.mean, x.dtype), x.shape)
+        pads = [(0, 0)] * (x.ndim - 3) + [(config.pad,) * 2] * 2 + [(0, 0)]
+        x = jnp.pad(x, pads)
         x = self.first(pooling.pad_channels(x, config.width))
         for stage in self.stages:
             x = stage(x)

@@ -1,10 +1,12 @@
 """Configs: overrides by name and type, a round trip through JSON, and errors that say what fits."""
 
+import dataclasses
 import json
 
 import pytest
 
 from experiments import config as configs
+from lipjax.models import StudyNetConfig
 
 
 @pytest.mark.parametrize("name", configs.names())
@@ -84,3 +86,11 @@ def test_assignments_are_applied_together():
     """One by one, the first would leave a patch and a pool that do not divide the image."""
     config = configs.override(configs.load("mnist"), ["model.patch=4", "model.pool=7"])
     assert (config.model.patch, config.model.pool) == (4, 7)
+
+
+def test_the_study_network_goes_through_a_file():
+    model = StudyNetConfig(layer="sll", image_shape=(28, 28, 1), pad=2)
+    run = configs.RunConfig(data="fashion_mnist", model=model)
+    assert configs.from_dict(configs.to_dict(run)) == run
+    changed = configs.override(run, ["model.layer=cayley", "model.width=32", "model.conv_hidden=8"])
+    assert changed.model == dataclasses.replace(model, layer="cayley", width=32, conv_hidden=8)

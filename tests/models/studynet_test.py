@@ -70,3 +70,12 @@ def test_bad_configurations_are_named(changes, word):
         dataclasses.replace(SMALL, **changes)
     with pytest.raises(ValueError, match="x has shape"):
         StudyNet(SMALL, rngs=nnx.Rngs(0))(jnp.ones((2, 8, 8, 1)))
+
+
+def test_zeros_around_the_image():
+    config = dataclasses.replace(SMALL, image_shape=(6, 6, 2), pad=1)
+    model = StudyNet(config, rngs=nnx.Rngs(0))
+    plain = StudyNet(SMALL, rngs=nnx.Rngs(0))
+    x = jax.random.uniform(jax.random.key(0), (2, 6, 6, 2))
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    np.testing.assert_allclose(model(x), plain(padded), atol=1e-6)
