@@ -15,6 +15,7 @@ from lipjax import margin
 from lipjax.layers import (
     aol,
     bjorck,
+    block,
     cayley,
     cpl,
     forms,
@@ -58,6 +59,7 @@ class Layer:
         tight: The largest Jacobian norm for orthonormal kernels is at least this.
         orthogonal: Whether the condition is met with equality, so that float32 weights miss it by
             their rounding and the proof is of the weights in float64.
+        slack: How far above 1 the proved bound of frozen weights may be.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Layer:
     activation: bool = True
     tight: float = 0.99
     orthogonal: bool = False
+    slack: float = 1e-6
 
 
 def _longer_step(weights):
@@ -282,6 +285,21 @@ LAYERS += [
         None,
         lambda weights: weights._replace(kernel=weights.kernel * 4),
         False,
+    ),
+    Layer(
+        "block_conv",
+        lambda key: block.init_conv(key, 3, 4),
+        block.constrain_conv,
+        block.freeze_conv,
+        block.apply_conv,
+        block.bound,
+        (5, 6, 3),
+        None,
+        _larger_kernel,
+        False,
+        0.95,
+        True,
+        slack=0.01,
     ),
     _spectral_conv("cayley_conv", cayley, lambda key: cayley.init_conv(key, 3, 4)),
     _spectral_conv("reflector_conv", reflector, lambda key: reflector.init_conv(key, 3)),

@@ -98,9 +98,9 @@ class TestLayers:
         for i in (0, 1, 4, 6, 7, 9, -1):
             one = jax.tree.map(lambda leaf: leaf[i], params)  # noqa: B023
             for make in (layer.constrain, layer.freeze):
-                bound, rounding = layer.bound(make(one)), 1e-6
+                bound, rounding = layer.bound(make(one)), layer.slack
                 if layer.orthogonal and make is layer.constrain:
-                    rounding = 1e-5
+                    rounding = max(rounding, 1e-5)
                 assert bound.kind == "upper" and 0 <= bound.value <= 1 + rounding
 
     def test_bound_of_wrong_weights_says_so(self, layer):

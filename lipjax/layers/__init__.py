@@ -8,6 +8,7 @@ evaluation and `bound(weights) -> Bound`.
 from lipjax.layers import activations as activations
 from lipjax.layers import aol as aol
 from lipjax.layers import bjorck as bjorck
+from lipjax.layers import block as block
 from lipjax.layers import cayley as cayley
 from lipjax.layers import cpl as cpl
 from lipjax.layers import forms as forms

@@ -23,7 +23,7 @@ from lipjax.layers import activations, pooling
 from lipjax.typing import Array, Bound
 
 INSIDE = ("sll", "cpl", "sandwich")
-CONVOLUTIONAL = (*INSIDE, "aol", "rescaled", "spectral", "skew", "cayley", "reflector")
+CONVOLUTIONAL = (*INSIDE, "aol", "rescaled", "spectral", "skew", "block", "cayley", "reflector")
 LAYERS = (*CONVOLUTIONAL, "bjorck", "householder", "qr", "cholesky")
 
 
@@ -34,7 +34,8 @@ class ConvNetConfig:
     Attributes:
         layer: What the layers are. `"sll"`, `"cpl"` and `"sandwich"` have their activation inside;
             the contractions `"aol"`, `"rescaled"`, `"spectral"`, `"bjorck"`, `"cayley"`,
-            `"householder"`, `"reflector"`, `"qr"`, `"cholesky"` and `"skew"` have one between them.
+            `"householder"`, `"reflector"`, `"qr"`, `"cholesky"`, `"skew"` and `"block"` have one
+            between them. (`"block"` is the block-orthogonal convolution, with Björck's dense layers.)
             Björck, Householder, QR and Cholesky have no convolution: `conv_depth` is then 0.
             Cayley, reflector and sandwich convolutions are circular.
         form: `"linear"`, or `"residual"` to put a contraction into `lipjax.nn.Residual`.
@@ -281,12 +282,14 @@ _DENSE = {
     "qr": nn.QRDense,
     "cholesky": nn.CholeskyDense,
     "skew": nn.SkewDense,
+    "block": nn.BjorckDense,
 }
 _CONV = {
     "aol": nn.AOLConv,
     "rescaled": nn.RescaledConv,
     "spectral": nn.SpectralConv,
     "skew": nn.SOCConv,
+    "block": nn.BCOPConv,
 }
 
 

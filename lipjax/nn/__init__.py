@@ -5,6 +5,7 @@ from lipjax.nn.constrained import Stack as Stack
 from lipjax.nn.constrained import constrain as constrain
 from lipjax.nn.constrained import freeze as freeze
 from lipjax.nn.constrained import rounded as rounded
+from lipjax.nn.contractions import BCOPConv as BCOPConv
 from lipjax.nn.contractions import BjorckDense as BjorckDense
 from lipjax.nn.contractions import CayleyConv as CayleyConv
 from lipjax.nn.contractions import CayleyDense as CayleyDense

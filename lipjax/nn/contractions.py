@@ -13,6 +13,7 @@ from lipjax import _checks
 from lipjax.layers import (
     activations,
     bjorck,
+    block,
     cayley,
     forms,
     householder,
@@ -155,6 +156,54 @@ class ReflectorDense(_LinearDense):
         params = reflector.init_dense(rngs.params(), features, rank=rank, depth=depth)
         Constrained.__init__(self, params)
         self.options = {}
+
+
+class BCOPConv(Constrained):
+    """Block-orthogonal convolution, with a stride if asked; see `lipjax.layers.block`.
+
+    Args:
+        in_features: Channels of the input, at least 2.
+        out_features: Channels of the output.
+        kernel_size: Taps per axis, at least `stride`.
+        stride: Step per axis.
+        padding: `"zero"` or `"circular"`.
+        rngs: Random number generators.
+
+    >>> import jax.numpy as jnp
+    >>> BCOPConv(2, 3, rngs=nnx.Rngs(0))(jnp.ones((1, 4, 4, 2))).shape
+    (1, 4, 4, 3)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 1,
+        padding: str = "zero",
+        rngs: nnx.Rngs,
+    ):
+        _checks.one_of(("zero", "circular"), padding=padding)
+        options = {"kernel_size": kernel_size, "stride": stride}
+        super().__init__(block.init_conv(rngs.params(), in_features, out_features, **options))
+        self.stride = stride
+        self.padding = padding
+
+    def constrain(self, params):
+        return block.constrain_conv(params)
+
+    def apply(self, weights, x):
+        return block.apply_conv(weights, x, stride=self.stride, padding=self.padding)
+
+    def linear(self, weights, x):
+        return block.linear_conv(weights, x, stride=self.stride, padding=self.padding)
+
+    def freeze_params(self, params):
+        return block.freeze_conv(params)
+
+    def bound_weights(self, weights) -> Bound:
+        return block.bound(weights, stride=self.stride)
 
 
 class SOCConv(Constrained):

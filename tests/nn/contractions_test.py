@@ -20,6 +20,7 @@ DENSE = {
 CONV = {
     "SpectralConv": lambda rngs: nn.SpectralConv(3, 3, rngs=rngs),
     "AOLConv": lambda rngs: nn.AOLConv(3, 3, rngs=rngs),
+    "BCOPConv": lambda rngs: nn.BCOPConv(3, 3, rngs=rngs),
     "SOCConv": lambda rngs: nn.SOCConv(3, 3, rngs=rngs),
     "CayleyConv": lambda rngs: nn.CayleyConv(3, 3, input_size=(4, 5), rngs=rngs),
     "ReflectorConv": lambda rngs: nn.ReflectorConv(3, input_size=(4, 5), rngs=rngs),

@@ -1,0 +1,162 @@
+r"""Block-orthogonal convolutions: small kernels that are exactly orthogonal, at any image size.
+
+A product of factors $P + (I - P)\, z$ with projections P is unitary for every $|z| = 1$. A kernel of
+$k \times k$ taps is the product of an orthogonal matrix and of $k - 1$ such factors for each axis; with
+circular padding it is orthogonal, with zero padding a contraction, and it is a plain kernel: nothing is
+lost at inference. With a stride s the orthogonal matrix becomes a kernel of $s \times s$ taps that sees
+each pixel once. If the projections are off, with eigenvalues anywhere in [0, 1], the product is a
+contraction still.
+
+Reference: Li et al. (2019), https://arxiv.org/abs/1911.00937; with strides Boissin et al. (2025),
+https://arxiv.org/abs/2501.07930.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lipjax import _checks
+from lipjax._numerics import einsum, matmul, on_host_float64
+from lipjax.layers import bjorck, forms
+from lipjax.layers._convolution import add_bias, convolve
+from lipjax.layers.forms import Linear
+from lipjax.typing import Array, Bound
+
+
+class Params(NamedTuple):
+    """Free parameters; any values are valid.
+
+    Attributes:
+        kernel: `float[s, s, n, m]`, the taps of the strided part; s is 1 without a stride.
+        factors: `float[2, k - s, n, n // 2]`, for rows and columns: the ranges of the projections.
+        bias: `float[m]`.
+    """
+
+    kernel: Array
+    factors: Array
+    bias: Array
+
+
+def init_conv(
+    key: Array, in_features: int, out_features: int, *, kernel_size: int = 3, stride: int = 1
+) -> Params:
+    """Random orthogonal matrices and projections on half of the channels, for images.
+
+    Args:
+        key: Random key.
+        in_features: Channels of the input, at least 2 unless `kernel_size` equals `stride`.
+        out_features: Channels of the output.
+        kernel_size: Taps per axis, at least `stride`.
+        stride: Step per axis.
+    """
+    _checks.integer(1, in_features=in_features, out_features=out_features, stride=stride)
+    _checks.integer(stride, kernel_size=kernel_size)
+    _checks.one_key(key=key)
+    if in_features < 2 and kernel_size > stride:
+        raise ValueError(f"in_features is {in_features}; projections need at least 2 channels.")
+    kernel_key, factor_key = jax.random.split(key)
+    shape = (stride * stride * in_features, out_features)
+    kernel = jax.nn.initializers.orthogonal()(kernel_key, shape)
+    half = in_features // 2
+    factors = jax.random.normal(factor_key, (2, kernel_size - stride, in_features, half))
+    kernel = kernel.reshape(stride, stride, in_features, out_features)
+    return Params(kernel, factors, jnp.zeros(out_features))
+
+
+def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear:
+    """The weights of the layer, a plain kernel of `k x k` taps.
+
+    Guarantee: norm at most 1 up to rounding, about 1e-6, for zero padding and every size, and for
+    circular padding of sizes that the stride divides; `bound` proves what these floats have. A zero
+    kernel stays zero. Finite gradients everywhere. NaN in gives NaN out. First derivatives only.
+
+    >>> import jax
+    >>> weights = constrain_conv(init_conv(jax.random.key(0), 4, 4))
+    >>> weights.kernel.shape
+    (3, 3, 4, 4)
+    """
+    stride, _, rows, cols = params.kernel.shape
+    flat = bjorck.Params(params.kernel.reshape(-1, cols), params.bias)
+    last = bjorck.constrain_dense(flat, num_steps=num_steps).kernel
+    last = last.reshape(params.kernel.shape)
+    if not params.factors.size:
+        return _linear(last, params.bias)
+    # The empty products of the projections with a window of 1 x 1: the identity.
+    total = jnp.eye(rows, dtype=last.dtype)[None, None]
+    for axis, factors in enumerate(params.factors):
+        for factor in factors:
+            basis = bjorck.constrain_dense(bjorck.Params(factor, params.bias), num_steps=num_steps)
+            projection = matmul(basis.kernel, basis.kernel.T)
+            rest = jnp.eye(rows, dtype=last.dtype) - projection
+            near = einsum("ijnm,mk->ijnk", total, projection)
+            far = einsum("ijnm,mk->ijnk", total, rest)
+            total = _shifted(near, axis, 0) + _shifted(far, axis, 1)
+    spread = sum(
+        _placed(einsum("ijnm,mk->ijnk", total, last[a, b]), a, b, stride)
+        for a in range(stride)
+        for b in range(stride)
+    )
+    return _linear(spread, params.bias)
+
+
+def linear_conv(weights: Linear, x: Array, *, padding: str = "zero", stride: int = 1) -> Array:
+    """The convolution of `float[..., height, width, n]`, without its bias; linear in x."""
+    if padding == "circular" and any(n % stride for n in x.shape[-3:-1]):
+        raise ValueError(
+            f"x has shape {x.shape}; with circular padding its height and width must be multiples of "
+            f"the stride {stride}, or pixels at the edge are seen twice."
+        )
+    return convolve(x, weights.kernel, padding=padding, strides=stride)
+
+
+def apply_conv(weights: Linear, x: Array, *, padding: str = "zero", stride: int = 1) -> Array:
+    """The layer on `float[..., height, width, n]`, with the stride that the parameters have.
+
+    Guarantee: 1-Lipschitz up to the rounding of the evaluation.
+    """
+    return add_bias(linear_conv(weights, x, padding=padding, stride=stride), weights.bias)
+
+
+def freeze_conv(params: Params, *, num_steps: int = 25) -> Linear:
+    """`constrain_conv` in float64 on the host, rounded: for evaluation."""
+    return forms.frozen(functools.partial(constrain_conv, num_steps=num_steps), params)
+
+
+def bound(weights: Linear, *, stride: int = 1) -> Bound:
+    """Upper bound on the Lipschitz constant with these weights, proved in float64 on the host.
+
+    For zero padding and every size, and circular padding of sizes that the stride divides. With a
+    stride the kernel is that of the pixels of each block as channels. Up to 1.01 where the norm is 1
+    for kernels that are far from orthogonal. NaN or infinite weights give infinity.
+    """
+    _checks.integer(1, stride=stride)
+    kernel = on_host_float64(functools.partial(_by_blocks, stride=stride), weights.kernel)
+    return forms.linear_bound(_linear(kernel, weights.bias))
+
+
+def _linear(kernel, bias):
+    return Linear(kernel, bias, jnp.zeros(min(kernel.shape[-2:]), kernel.dtype))
+
+
+def _shifted(kernel, axis, place):
+    """The kernel in a window that is one tap longer along the axis."""
+    pads = [(0, 0)] * 4
+    pads[axis] = (place, 1 - place)
+    return jnp.pad(kernel, pads)
+
+
+def _placed(kernel, a, b, stride):
+    """The kernel in a window longer by `stride - 1`, from tap (a, b) on."""
+    return jnp.pad(kernel, [(a, stride - 1 - a), (b, stride - 1 - b), (0, 0), (0, 0)])
+
+
+def _by_blocks(kernel, stride):
+    """The kernel of the same map between images whose blocks of pixels are channels."""
+    rows, cols, n, m = kernel.shape
+    high, wide = math.ceil(rows / stride), math.ceil(cols / stride)
+    kernel = jnp.pad(kernel, [(0, high * stride - rows), (0, wide * stride - cols), (0, 0), (0, 0)])
+    kernel = kernel.reshape(high, stride, wide, stride, n, m).transpose(0, 2, 1, 3, 4, 5)
+    return kernel.reshape(high, wide, stride * stride * n, m)
