@@ -187,6 +187,8 @@ def as_device_array(x, axis=None):
     host = None if traced else np.asarray(jax.device_get(x))
     if host is None or host.dtype.kind not in "fc" or host.dtype == array.dtype:
         return array, 0.0
+    if host.ndim < np.size(axis):  # too few axes, which the caller refuses by name
+        return array, 0.0
     with np.errstate(all="ignore"):
         difference = np.abs(host - host.astype(array.dtype)).astype(np.float64)
     largest = np.max(np.where(np.isnan(difference), 0, difference), axis=axis, initial=0)

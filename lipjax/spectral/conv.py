@@ -64,8 +64,8 @@ def conv_gram_iteration(
     Args:
         kernel: `float[*window, channels_in / groups, channels_out]` with one, two or three window
             axes (HWIO, as in JAX and Flax). A transposed convolution has the norm of the
-            convolution it is the adjoint of: swap its two channel axes, and for a known size give
-            that of its output.
+            convolution it is the adjoint of: swap its two channel axes (within each group), and
+            for a known size give that of its output.
         padding: `"circular"`: periodic, at `input_size`. `"zero"`: at most half a window of zeros
             at each end (`SAME`, also `VALID`), at `input_size`. Pairs `(low, high)`: that many
             zeros at the ends of each axis, at `input_size`. `"any"`: circular or zero padding
@@ -141,7 +141,8 @@ def conv_enclosure(
         `Enclosure(lower, upper)`, `float[]` each.
 
     Guarantee: `upper` is that of `conv_gram_iteration`. `lower` is at most the norm, for zero
-    padding that of `SAME`; for `"any"` at most the supremum over all sizes and paddings.
+    padding that of `SAME`; for `"any"` at most the supremum over all sizes and paddings. The
+    gradient of both is that of the norm at the vector found: first derivatives only, finite at zero.
 
     >>> import jax.numpy as jnp
     >>> blur = jnp.full((3, 3, 1, 1), 1 / 9)

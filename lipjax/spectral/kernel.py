@@ -40,7 +40,8 @@ def conv_kernel_bound(kernel: Array, *, num_iters: int = 3, groups: int = 1) -> 
     zero kernel, NaN for a NaN, inf for an infinity.
 
     Raises:
-        ValueError: for a wrong rank or dtype, `num_iters` below 1, or groups that do not divide.
+        ValueError: for a wrong rank or dtype, `num_iters` below 1 or so many that the kernel of the
+            power would have more than 10000 taps, or groups that do not divide.
 
     >>> import jax.numpy as jnp
     >>> blur = jnp.full((3, 3, 1, 1), 1 / 9)

@@ -22,6 +22,7 @@ from lipjax._numerics import (
     round_down,
     round_up,
     safe_norm,
+    safe_sqrt,
 )
 from lipjax.spectral._finals import unit_vector
 from lipjax.spectral._iteration import scaled_rayleigh
@@ -143,7 +144,7 @@ def _length(x):
     total, roundings = jnp.square(x), 4
     for size in x.shape:
         total, roundings = lax.optimization_barrier(total.sum(0)), roundings + size
-    return jnp.sqrt(total), gamma(roundings, x.dtype)
+    return safe_sqrt(total), gamma(roundings, x.dtype)
 
 
 def _written_out(kernel, x, padding, strides, dilation, groups):

@@ -129,7 +129,8 @@ def conv_rescale(
     or replicating paddings. Zeros, NaN and infinities as in `rescale`.
 
     Raises:
-        ValueError: as `rescale`.
+        ValueError: as `rescale`; also where the autocorrelation kernel of that many iterations would
+            have more than 10000 taps (6 iterations for 3 x 3). `tighten` makes up for fewer.
 
     Example:
         >>> import jax
@@ -227,6 +228,9 @@ def conv_dominating_diagonal(
 
     Guarantee: with F the symbol of the kernel, `diag(t) - F(w)^* F(w)` is positive semidefinite at
     every frequency w, in exact arithmetic for the returned floats, wherever t is positive.
+
+    Raises:
+        ValueError: as `conv_rescale`.
 
     >>> import jax.numpy as jnp
     >>> conv_dominating_diagonal(jnp.ones((3, 1, 1))).round(3)

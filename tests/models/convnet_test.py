@@ -43,6 +43,9 @@ def test_bounds_hold_and_are_one(layer, form):
     features, logits = frozen.feature_bound(), frozen.bound()
     assert features.kind == logits.kind == "upper"
     assert features.value <= 1 + 1e-5 and 1 <= logits.value <= 2
+    if layer not in ("sll", "cpl", "aol"):
+        np.testing.assert_allclose(frozen(x), model(x), atol=2e-2)
+        return
     key = jax.random.key(1)
     apply = jax.tree_util.Partial(lambda m, x: m.features(x), frozen)
     assert float(lipschitz_lower_bound(key, apply, x, num_ascent_steps=5).value) <= features.value

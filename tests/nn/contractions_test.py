@@ -50,8 +50,10 @@ def test_one_function_free_constrained_and_frozen(name):
     assert all(np.isfinite(leaf).all() for leaf in leaves) and any(leaf.any() for leaf in leaves)
 
 
-@pytest.mark.parametrize("name", LINEAR)
-@pytest.mark.parametrize("form", [nn.Residual, nn.ConvexMix])
+MIXED = [("CayleyDense", nn.ConvexMix), ("SOCConv", nn.ConvexMix)]
+
+
+@pytest.mark.parametrize("name,form", [(name, nn.Residual) for name in LINEAR] + MIXED)
 def test_every_contraction_in_every_form(name, form):
     module, x = form(LINEAR[name](nnx.Rngs(0))), batch(name)
     frozen = nn.freeze(module)

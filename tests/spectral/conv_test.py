@@ -468,3 +468,41 @@ def test_automatic_count_looks_beyond_the_frequencies_that_seem_largest():
     bound = conv_gram_iteration(kernel, padding="circular", input_size=200, num_iters="auto")
     exact = np.float64(kernel[:, 8, 8]).sum()
     assert exact <= float(bound) <= exact * (1 + 2e-3)
+
+
+@pytest.mark.parametrize("padding", ["circular", "zero", "any", ((0, 2), (1, 0))])
+def test_gradients_of_both_ends_are_finite_at_zero_and_where_only_padding_is_seen(padding):
+    size = None if padding == "any" else 4
+
+    def ends(kernel):
+        found = conv_enclosure(kernel, padding=padding, input_size=size)
+        return found.lower + found.upper
+
+    for kernel in (jnp.zeros((3, 3, 2, 2)), jnp.full((3, 3, 2, 2), 1e-42)):
+        slope = jax.grad(ends)(kernel)
+        assert np.isfinite(slope).all()
+    corner = jnp.zeros((3, 1, 1)).at[2].set(1.0)  # at one point it multiplies zeros alone
+    slope = jax.grad(lambda k: conv_enclosure(k, padding="zero", input_size=1).lower)(corner)
+    assert np.isfinite(slope).all()
+    assert not jax.grad(ends)(jnp.zeros((3, 3, 2, 2))).any()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolutions_are_bounded_as_their_adjoints(groups):
+    """Channel axes swapped within each group, and the size of the output."""
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 4)).astype(np.float32)
+    channels = 2 * groups
+
+    def transposed(x):  # the adjoint of the convolution from `channels` to 4 channels
+        forth = lambda z: jax.lax.conv_general_dilated(  # noqa: E731
+            z[None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups, precision="highest",
+        )[0]  # fmt: skip
+        return jax.linear_transpose(forth, jnp.zeros((5, 5, channels)))(x)[0]
+
+    matrix = np.asarray(jax.jacobian(transposed)(jnp.zeros((5, 5, 4)))).reshape(25 * channels, -1)
+    truth = oracles.norm(matrix)
+    parts = kernel.reshape(3, 3, 2, groups, 4 // groups).swapaxes(2, 4)
+    swapped = parts.reshape(3, 3, 4 // groups, 2 * groups)
+    bound = conv_gram_iteration(swapped, padding="zero", input_size=5, groups=groups, num_iters=6)
+    assert truth <= float(bound) <= 1.2 * truth

@@ -390,3 +390,10 @@ def test_negative_control_sums_that_lose_every_term_but_the_first():
     bound = float(gram_iteration(column, num_iters=1))
     assert exact <= bound <= exact * (1 + 2e-4)
     assert gram_bound(jnp.asarray(column), None, num_iters=1, rounding=False) < exact
+
+
+@pytest.mark.parametrize("fn", [gram_iteration, enclosure, inflation])
+@pytest.mark.parametrize("bad", [np.ones(3), np.float64(2.0), [1.0, 2.0], 3.0])
+def test_too_few_axes_are_named_whatever_holds_the_numbers(fn, bad):
+    with pytest.raises(ValueError, match="matrix has shape.*at least 2 axes"):
+        fn(bad)
