@@ -155,8 +155,8 @@ def logit_error(model, data) -> float:
     return 2 * float(np.max(np.abs(np.asarray(single, np.float64) - double)))
 
 
-def evaluate(config, model, bound, error, data) -> Evaluation:
-    """Certifies all test images and attacks the first `config.attack_images` (0: all)."""
+def certificates(model, bound, error, data) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions (or ABSTAIN) and certified radii of all test images."""
 
     @jax.jit
     def certify(model, images):
@@ -165,7 +165,19 @@ def evaluate(config, model, bound, error, data) -> Evaluation:
             model(to_unit(images, data.max_value))
         )
 
-    unroll = config.model.conv_depth > 0 and jax.default_backend() == "cpu"
+    parts = [certify(model, part) for part in _batches(data.test.images)]
+    predictions, radii = (
+        np.concatenate([np.asarray(getattr(part, name)) for part in parts])
+        for name in ("prediction", "radius")
+    )
+    return predictions[: len(data.test.labels)], radii[: len(data.test.labels)]
+
+
+def evaluate(config, model, bound, error, data) -> Evaluation:
+    """Certifies all test images and attacks the first `config.attack_images` (0: all)."""
+    # XLA's CPU backend runs convolutions inside loops many times slower.
+    convolutional = getattr(config.model, "conv_depth", 1) > 0
+    unroll = convolutional and jax.default_backend() == "cpu"
 
     @jax.jit
     def attack(key, model, images, labels, eps):
@@ -181,11 +193,7 @@ def evaluate(config, model, bound, error, data) -> Evaluation:
         return found.success
 
     images, labels = data.test.images, data.test.labels
-    certificates = [certify(model, part) for part in _batches(images)]
-    predictions, radii = (
-        np.concatenate([np.asarray(getattr(c, name)) for c in certificates])[: len(labels)]
-        for name in ("prediction", "radius")
-    )
+    predictions, radii = certificates(model, bound, error, data)
     count = min(config.attack_images or len(labels), len(labels))
     key = jax.random.key(config.seed)
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from lipjax import _checks
 from lipjax.data import NAMES
-from lipjax.models import ConvNetConfig, StudyNetConfig
+from lipjax.models import ConvNetConfig, LipConvNetConfig, LiResNetConfig, StudyNetConfig
 
 MEASURED = ("radii", "attack_images", "attack_steps")
 """Fields that only certification uses; they may change after training."""
+
+MODELS = (ConvNetConfig, StudyNetConfig, LipConvNetConfig, LiResNetConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class RunConfig:
     """
 
     data: str = "digits"
-    model: ConvNetConfig | StudyNetConfig = ConvNetConfig()
+    model: ConvNetConfig | StudyNetConfig | LipConvNetConfig | LiResNetConfig = ConvNetConfig()
     epochs: int = 100
     batch_size: int = 256
     learning_rate: float = 0.01
@@ -220,9 +222,15 @@ def _build(kind, fields):
     values = {}
     for name, value in fields.items():
         if name == "model":
-            value = _build(StudyNetConfig if "blocks" in value else ConvNetConfig, value)
+            value = _build(_model_of(value), value)
         values[name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
+
+
+def _model_of(stored: dict):
+    """The model config whose fields these are; of several, the one that lacks the fewest."""
+    fields = {kind: {field.name for field in dataclasses.fields(kind)} for kind in MODELS}
+    return min(MODELS, key=lambda kind: (len(set(stored) - fields[kind]), len(fields[kind])))
 
 
 def _fields(config) -> dict:

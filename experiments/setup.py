@@ -9,8 +9,24 @@ from flax import nnx
 
 from experiments.config import RunConfig
 from lipjax.data import Dataset, augment, hold_out, load
-from lipjax.models import LipschitzConvNet, StudyNet, StudyNetConfig
+from lipjax.models import (
+    ConvNetConfig,
+    LipConvNet,
+    LipConvNetConfig,
+    LipschitzConvNet,
+    LiResNet,
+    LiResNetConfig,
+    StudyNet,
+    StudyNetConfig,
+)
 from lipjax.training import cross_entropy, triangular
+
+NETWORKS = {
+    ConvNetConfig: LipschitzConvNet,
+    StudyNetConfig: StudyNet,
+    LipConvNetConfig: LipConvNet,
+    LiResNetConfig: LiResNet,
+}
 
 
 def dataset(config: RunConfig, data_dir=None) -> Dataset:
@@ -36,10 +52,9 @@ def dataset(config: RunConfig, data_dir=None) -> Dataset:
     return dataclasses.replace(data, train=rest, test=held)
 
 
-def network(config: RunConfig) -> LipschitzConvNet | StudyNet:
+def network(config: RunConfig) -> nnx.Module:
     """The network with its initial parameters."""
-    kind = StudyNet if isinstance(config.model, StudyNetConfig) else LipschitzConvNet
-    return kind(config.model, rngs=nnx.Rngs(config.seed))
+    return NETWORKS[type(config.model)](config.model, rngs=nnx.Rngs(config.seed))
 
 
 def optimizer(config: RunConfig, num_steps: int) -> optax.GradientTransformation:

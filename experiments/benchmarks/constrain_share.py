@@ -1,12 +1,15 @@
 """How much of a training step the constraint of the weights takes.
 
 command: python -m experiments.benchmarks.constrain_share [--size S] [--batch-size 256] [--out FILE]
+         (with XLA_FLAGS=--xla_force_host_platform_device_count=8 to count operations per device)
 
 Times, in one process and in turn: the whole step (constraint, forward, backward, pull-back of the
 gradient through the constraint), the same without the constraint (weights as parameters), and
 the constraint with its pull-back alone; and, for comparison, the dense constraint as one would
-write it first, row sums of |W^T W| under plain automatic differentiation, layer by layer. Writes the
-medians as JSON.
+write it first, row sums of |W^T W| under plain automatic differentiation, layer by layer. Memory is
+what the compiled step needs beside its arguments and results, with the dense constraint as it is and
+as one would write it first; operations per device are those of the constraint with its pull-back,
+alone and shared by 8 devices (counted by the compiler, not timed). Writes the medians as JSON.
 """
 
 import argparse
@@ -65,6 +68,20 @@ def main(arguments=None) -> dict:
         sums = [jnp.abs(jnp.matmul(w.T, w, precision="highest")).sum(1) for w in kernels]
         return sum(jnp.sum(2 / t) for t in sums)
 
+    def whole_plain(model, batch):
+        """A step whose Gram matrices automatic differentiation keeps."""
+
+        def constrained(model):
+            weights = nn.constrain(model)
+            params, made = model.dense.free.get_value(), weights.dense.weights()
+            sums = jax.vmap(_plain_sums)(params.kernel, jnp.exp(params.log_q))
+            weights.dense._set(made._replace(step=2 / sums))
+            return weights
+
+        weights, pull = jax.vjp(constrained, model)
+        gradient = jax.grad(lambda w: loss_fn(w, batch, key)[0])(weights)
+        return pull(gradient)[0]
+
     weights = jax.jit(nn.constrain)(model)
     programs = {
         "whole_step": (jax.jit(whole), model),
@@ -82,12 +99,18 @@ def main(arguments=None) -> dict:
             jax.block_until_ready(program(argument, batch))
             seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
+    memory = {
+        name: jax.jit(fn).lower(model, batch).compile().memory_analysis().temp_size_in_bytes
+        for name, fn in (("plain", whole_plain), ("as_it_is", whole))
+    }
     report = {
         "size": args.size,
         "batch_size": args.batch_size,
         "median_seconds": medians,
         "share_of_step": 1 - medians["without_constraint"] / medians["whole_step"],
         "images_per_second": args.batch_size / medians["whole_step"],
+        "memory_of_a_step_bytes": memory,
+        "operations_per_device": _operations(model.dense),
         "platform": selfcheck.describe_platform(),
     }
     print(json.dumps(report, indent=1))
@@ -95,6 +118,29 @@ def main(arguments=None) -> dict:
         with open(args.out, "w") as file:
             json.dump(report, file, indent=1)
     return report
+
+
+def _plain_sums(kernel, q):
+    gram = jnp.abs(jnp.matmul(kernel.T, kernel, precision="highest"))
+    return jnp.sum(gram * q, axis=1) / q
+
+
+def _operations(stack) -> dict:
+    """Floating-point operations of the dense constraint and its pull-back, one device and 8."""
+    if len(jax.devices()) < 8:
+        return {}
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def count(**options):
+        def both(stack):
+            weights, pull = jax.vjp(lambda m: nn.constrain(m, **options), stack)
+            return pull(weights)[0]
+
+        program = jax.jit(both, in_shardings=everywhere).lower(stack).compile()
+        return program.cost_analysis()["flops"]
+
+    return {"alone": count(), "shared_by_8": count(mesh=mesh, axis="data")}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ Stacks of four layers of equal width, MaxMin between linear ones: dense ones of 
 vectors, convolutions of 45 channels on 32 images of 32 x 32 pixels. A step is the constraint, the
 forward pass and the gradient for all parameters; the time is the median over the rounds, waited for.
 Peers are named with the layer of theirs that does the same: the published SLL convolution is written
-here from its formula, channels last. Writes JSON.
+here from its formula, channels last.
+
+Then inference: the same stacks frozen, forward only, and the ordinary network of the same shape
+(`flax.nnx.Linear` or `Conv`, and the same activation). Writes JSON.
 """
 
 import argparse
@@ -24,6 +27,7 @@ import numpy as np
 from flax import nnx
 
 from lipjax import nn, selfcheck
+from lipjax.layers import activations
 
 DEPTH, WIDTH, BATCH = 4, 512, 256
 CHANNELS, HIDDEN, SIZE, IMAGES = 45, 5, 32, 32
@@ -45,6 +49,10 @@ CONV = {
     "AOL": lambda rngs: nn.AOLConv(CHANNELS, CHANNELS, rngs=rngs),
     "SOC": lambda rngs: nn.SOCConv(CHANNELS, CHANNELS, rngs=rngs),
     "normalized": lambda rngs: nn.SpectralConv(CHANNELS, CHANNELS, rngs=rngs),
+}
+FROZEN = {
+    "dense": DENSE,
+    "conv": CONV | {"block": lambda rngs: nn.BCOPConv(CHANNELS, CHANNELS, rngs=rngs)},
 }
 RESIDUAL = ("SLL", "SLL, as many hidden channels", "CPL")
 
@@ -75,12 +83,26 @@ def main(arguments=None) -> dict:
                 f"{kind:<6} {name:<30} {shape[0] / seconds['lipjax']:9.0f} examples/s  "
                 + "  ".join(f"{peer}: {ratio:.1f} x" for peer, ratio in times.items())
             )
+    inference = []
+    for kind, names, shape in (
+        ("dense", ("AOL", "Björck", "Cayley"), (BATCH, WIDTH)),
+        ("conv", ("AOL", "normalized", "block"), (IMAGES, SIZE, SIZE, CHANNELS)),
+    ):
+        for name in names:
+            steps = {"lipjax": _frozen(FROZEN[kind][name], shape), "flax": _ordinary(kind, shape)}
+            seconds = _timed(steps, 3 * args.rounds)
+            inference.append({"kind": kind, "layer": name, "seconds": seconds})
+            print(
+                f"inference {kind:<6} {name:<12} {1e3 * seconds['lipjax']:7.2f} ms  "
+                f"ordinary {1e3 * seconds['flax']:7.2f} ms"
+            )
     report = {
         "device": str(jax.devices()[0].device_kind),
         "cpus": os.cpu_count(),
         "platform": selfcheck.describe_platform(),
         "versions": _versions(),
         "rows": rows,
+        "inference": inference,
     }
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -92,6 +114,31 @@ def _ours(make, between, shape):
     x = jax.random.normal(jax.random.key(0), shape)
     step = jax.jit(jax.grad(lambda module, x: jnp.mean(jnp.square(module(x)))))
     return lambda: jax.block_until_ready(step(stack, x))
+
+
+def _frozen(make, shape):
+    stack = nn.freeze(nn.Stack(make, DEPTH, between="max_min", rngs=nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(0), shape)
+    apply = jax.jit(lambda module, x: module(x))
+    return lambda: jax.block_until_ready(apply(stack, x))
+
+
+def _ordinary(kind, shape):
+    rngs = nnx.Rngs(0)
+    makes = {
+        "dense": lambda: nnx.Linear(WIDTH, WIDTH, rngs=rngs),
+        "conv": lambda: nnx.Conv(CHANNELS, CHANNELS, (3, 3), rngs=rngs),
+    }
+    layers = nnx.List([makes[kind]() for _ in range(DEPTH)])
+    x = jax.random.normal(jax.random.key(0), shape)
+
+    @jax.jit
+    def apply(layers, x):
+        for layer in layers:
+            x = activations.max_min(layer(x))
+        return x
+
+    return lambda: jax.block_until_ready(apply(layers, x))
 
 
 def _theirs(build, shape):

@@ -1,11 +1,13 @@
 """Almost-orthogonal layer: a kernel rescaled by the row sums of its Gram matrix.
 
-`A = W diag(d)` with `d_i = (sum_j |W^T W|_ij)^(-1/2)`, or the same on the input side when that Gram
-matrix is smaller. The norm is at most 1, and exactly W if its columns are orthonormal.
+`A = W diag(d)` with `d_i = (sum_j |W^T W|_ij)^(-1/2)`, or `A = diag(d) W` with the Gram matrix `W W^T`
+of the inputs, which is the published side; by default the smaller of the two (and the outputs of a
+square kernel). The norm is at most 1, and A is W if its columns, or rows, are orthonormal.
 
 Reference: Prach, Lampert (2022), https://arxiv.org/abs/2208.03160.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -49,20 +51,20 @@ def init_conv(
     return _init(key, (*window, in_features, out_features))
 
 
-def constrain_dense(params: Params) -> Linear:
-    """The weights of the layer.
+def constrain_dense(params: Params, *, side: str = "auto") -> Linear:
+    """The weights of the layer; `side` as in `lipjax.spectral.rescale`.
 
     Guarantee: the kernel returned has norm at most 1 in exact arithmetic. Zero columns stay zero,
     with finite gradients. NaN in gives NaN out.
     """
-    kernel = rescale(params.kernel)
-    return Linear(kernel, params.bias, forms.witness(params.kernel, dominating_diagonal))
+    kernel = rescale(params.kernel, side=side)
+    return Linear(kernel, params.bias, forms.witness(params.kernel, dominating_diagonal, side))
 
 
-def constrain_conv(params: Params) -> Linear:
+def constrain_conv(params: Params, *, side: str = "auto") -> Linear:
     """As `constrain_dense`, for zero and circular padding, every stride and input size."""
-    kernel = conv_rescale(params.kernel)
-    return Linear(kernel, params.bias, forms.witness(params.kernel, conv_dominating_diagonal))
+    kernel = conv_rescale(params.kernel, side=side)
+    return Linear(kernel, params.bias, forms.witness(params.kernel, conv_dominating_diagonal, side))
 
 
 def apply_dense(weights: Linear, x: Array) -> Array:
@@ -81,14 +83,14 @@ def apply_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) -
     return forms.linear_conv(weights, x, padding=padding, strides=strides)
 
 
-def freeze_dense(params: Params) -> Linear:
+def freeze_dense(params: Params, *, side: str = "auto") -> Linear:
     """`constrain_dense` in float64 on the host, rounded: for evaluation."""
-    return forms.frozen(constrain_dense, params)
+    return forms.frozen(functools.partial(constrain_dense, side=side), params)
 
 
-def freeze_conv(params: Params) -> Linear:
+def freeze_conv(params: Params, *, side: str = "auto") -> Linear:
     """`constrain_conv` in float64 on the host, rounded: for evaluation."""
-    return forms.frozen(constrain_conv, params)
+    return forms.frozen(functools.partial(constrain_conv, side=side), params)
 
 
 def bound(weights: Linear) -> Bound:

@@ -34,7 +34,7 @@ from lipjax.layers import activations
 from lipjax.layers._convolution import add_bias, adjoint, convolve
 from lipjax.spectral.conv import conv_gram_iteration
 from lipjax.spectral.proved import proved_norm
-from lipjax.spectral.rescaling import conv_dominating_diagonal, dominating_diagonal
+from lipjax.spectral.rescaling import conv_dominating_diagonal, dominating_diagonal, on_rows
 from lipjax.typing import Array, Bound
 
 
@@ -44,7 +44,7 @@ class Linear(NamedTuple):
     Attributes:
         kernel: `float[n, m]` or `float[*window, n, m]`, of norm at most 1.
         bias: `float[m]`.
-        log_q: `float[min(n, m)]`, the witness.
+        log_q: `float[n]` or `float[m]`, the witness, of the side that was scaled.
     """
 
     kernel: Array
@@ -219,14 +219,15 @@ def residual_bound(weights: Residual) -> Bound:
     return Bound(max(1.0, at_least(2 * at_least(ratio) - 1)), "upper")
 
 
-def witness(kernel: Array, diagonal) -> Array:
+def witness(kernel: Array, diagonal, side: str = "auto") -> Array:
     """`log(t) / 2` of what a rescaled kernel was divided by: its row sums with it are exactly 1.
 
     Args:
         kernel: Before the rescaling.
         diagonal: `kernel -> t`, of the columns.
+        side: As in `lipjax.spectral.rescale`.
     """
-    if kernel.shape[-2] < kernel.shape[-1]:
+    if on_rows(kernel, side):
         kernel = jnp.swapaxes(kernel, -1, -2)
     return _numerics.safe_log(lax.stop_gradient(diagonal(kernel))) / 2
 
@@ -242,44 +243,62 @@ PROVED = 1 + 1e-6
 
 
 def _squared_norm(kernel, log_q, step):
-    """Upper bound on `|W diag(step / 2)^(1/2)|^2`, float64; `step` None for none.
+    """Upper bound on `|W diag(step / 2)^(1/2)|^2`, float64; `step` None for none."""
+    scale = jnp.ones(kernel.shape[-1]) if step is None else step / 2
+    if float(jnp.min(scale)) < 0:  # no diagonal T at all
+        return jnp.inf
+    if step is None and log_q.shape[-1] == kernel.shape[-2]:  # the witness may be of the inputs
+        turned = jnp.swapaxes(kernel, -1, -2)
+        quick = _quick_proof(turned, log_q, jnp.ones(turned.shape[-1]), again=True)
+        if float(quick) <= PROVED:
+            return quick
+        if kernel.shape[-2] != kernel.shape[-1]:
+            return jnp.fmin(quick, _slow_proof(kernel, scale))
+    quick = _quick_proof(kernel, log_q, scale, again=step is None)
+    if float(quick) <= PROVED:
+        return quick
+    return jnp.fmin(quick, _slow_proof(kernel, scale))
 
-    Quick proofs first: weighted row sums with the witness, and, for what was rescaled by a power N
-    of the Gram matrix, the same rescaling undone and done again.
+
+def _quick_proof(kernel, log_q, scale, *, again):
+    """Weighted row sums with the witness; infinite where they cannot be trusted.
+
+    With `again`, also what was rescaled by a power N of the Gram matrix: the same rescaling undone
+    and done again.
     """
     dense = kernel.ndim == 2
     diagonal = dominating_diagonal if dense else conv_dominating_diagonal
-    if step is None and kernel.shape[-2] < kernel.shape[-1]:
-        kernel = jnp.swapaxes(kernel, -1, -2)
-    scale = jnp.ones(kernel.shape[-1]) if step is None else step / 2
     t = diagonal(kernel, log_q=log_q)
     quick = jnp.max(jnp.where(t > 0, t * scale, 0)) * (1 + 1e-14)
     quick = jnp.where(jnp.isnan(t * scale).any(), jnp.inf, quick)
-    if float(jnp.min(scale)) < 0:  # no diagonal T at all
-        return jnp.inf
     alive = jnp.any(kernel != 0, axis=tuple(range(kernel.ndim - 1))) & (scale > 0)
-    if bool(jnp.any(alive & (t == 0))):  # underflow: the quick proof does not see these
+    if bool(jnp.any(alive & (t == 0))):  # underflow: the row sums do not see these
         quick = jnp.inf
-    if float(quick) <= PROVED:
+    if float(quick) <= PROVED or dense or not again:
         return quick
+    for num_iters in (2, 3):
+        undone = kernel * jnp.broadcast_to(jnp.exp(log_q), kernel.shape)
+        t = diagonal(undone, num_iters=num_iters)
+        done = jnp.max(t * jnp.exp(-2 * log_q)) * (1 + 1e-13 * math.sqrt(kernel.size))
+        sure = jnp.isfinite(done) & ~jnp.any(alive & (t == 0))
+        quick = jnp.fmin(quick, jnp.where(sure, done, jnp.inf))
+        if float(quick) <= PROVED:
+            break
+    return quick
+
+
+def _slow_proof(kernel, scale):
+    """Gram iteration, or for a matrix the proof by a Cholesky factorization."""
     scaled = kernel * jnp.broadcast_to(jnp.sqrt(scale), kernel.shape)
-    if step is None and not dense:
-        for num_iters in (2, 3):
-            undone = scaled * jnp.broadcast_to(jnp.exp(log_q), kernel.shape)
-            t = diagonal(undone, num_iters=num_iters)
-            again = jnp.max(t * jnp.exp(-2 * log_q)) * (1 + 1e-13 * math.sqrt(kernel.size))
-            sure = jnp.isfinite(again) & ~jnp.any(alive & (t == 0))
-            quick = jnp.fmin(quick, jnp.where(sure, again, jnp.inf))
-            if float(quick) <= PROVED:
-                return quick
-    if dense:
+    if kernel.ndim == 2:
         slow = proved_norm(scaled)
     else:
         slow = conv_gram_iteration(scaled, padding="any", num_iters=12)
     # Rounding each entry of the scaled kernel moves its symbol by at most u sqrt(size) norms.
     slow = jnp.square(slow) * (1 + 1e-14 + 1e-15 * math.sqrt(kernel.size))
+    alive = jnp.any(kernel != 0, axis=tuple(range(kernel.ndim - 1))) & (scale > 0)
     floor = jnp.where(jnp.any(alive), float(jnp.finfo(jnp.float64).tiny), 0)  # squares underflow
-    return jnp.maximum(jnp.fmin(quick, slow), floor)
+    return jnp.maximum(slow, floor)
 
 
 def at_least(value) -> float:

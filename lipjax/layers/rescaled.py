@@ -1,7 +1,8 @@
 r"""Spectral rescaling: a kernel rescaled by the row sums of a power of its Gram matrix.
 
 $A = W \mathrm{diag}(t)^{-1/2}$ with $t_i = (\sum_j |(W^T W)^p|_{ij} r_j / r_i)^{1/p}$ and
-$p = 2^{N - 1}$, on the side of the smaller Gram matrix (`lipjax.spectral.rescale`). One iteration
+$p = 2^{N - 1}$, or the same on the inputs; by default on the side of the smaller Gram matrix
+(`lipjax.spectral.rescale`). One iteration
 with equal weights r is the almost-orthogonal layer; many iterations divide by the spectral norm.
 
 Reference: Delattre, Barthélemy, Allauzen (2024), https://arxiv.org/abs/2402.00240. The learned
@@ -21,6 +22,7 @@ from lipjax.spectral.rescaling import (
     conv_dominating_diagonal,
     conv_rescale,
     dominating_diagonal,
+    on_rows,
     rescale,
 )
 from lipjax.typing import Array, Bound
@@ -32,7 +34,7 @@ class Params(NamedTuple):
     Attributes:
         kernel: `float[n, m]` or `float[*window, n, m]`.
         bias: `float[m]`.
-        log_q: `float[min(n, m)]`, logarithms of the weights r.
+        log_q: `float[min(n, m)]`, or of the side that is chosen, logarithms of the weights r.
     """
 
     kernel: Array
@@ -40,33 +42,46 @@ class Params(NamedTuple):
     log_q: Array
 
 
-def init_dense(key: Array, in_features: int, out_features: int) -> Params:
-    """An isometry: the identity, or random orthonormal columns or rows for unequal widths."""
+def init_dense(key: Array, in_features: int, out_features: int, *, side: str = "auto") -> Params:
+    """An isometry: the identity, or random orthonormal columns or rows for unequal widths.
+
+    `side` is that of `constrain_dense`: it has one weight `log_q` per channel.
+    """
     _checks.integer(1, in_features=in_features, out_features=out_features)
-    return _init(key, (in_features, out_features))
+    return _init(key, (in_features, out_features), side)
 
 
 def init_conv(
-    key: Array, in_features: int, out_features: int, *, kernel_size=3, dims: int = 2
+    key: Array,
+    in_features: int,
+    out_features: int,
+    *,
+    kernel_size=3,
+    dims: int = 2,
+    side: str = "auto",
 ) -> Params:
     """As `init_dense`, at the central tap, for `dims` spatial axes."""
     _checks.integer(1, in_features=in_features, out_features=out_features)
     window = _initializers.window(kernel_size, dims)
-    return _init(key, (*window, in_features, out_features))
+    return _init(key, (*window, in_features, out_features), side)
 
 
-def constrain_dense(params: Params, *, num_iters: int = 3, tighten: bool = False) -> Linear:
-    """The weights of the layer; `num_iters` and `tighten` as in `lipjax.spectral.rescale`.
+def constrain_dense(
+    params: Params, *, num_iters: int = 3, tighten: bool = False, side: str = "auto"
+) -> Linear:
+    """The weights of the layer; the options are those of `lipjax.spectral.rescale`.
 
     Guarantee: the kernel returned has norm at most 1 in exact arithmetic. Zero columns stay zero,
     with finite gradients. NaN in gives NaN out.
     """
-    return _constrain(rescale, dominating_diagonal, params, num_iters, tighten)
+    return _constrain(rescale, dominating_diagonal, params, num_iters, tighten, side)
 
 
-def constrain_conv(params: Params, *, num_iters: int = 2, tighten: bool = False) -> Linear:
+def constrain_conv(
+    params: Params, *, num_iters: int = 2, tighten: bool = False, side: str = "auto"
+) -> Linear:
     """As `constrain_dense`, for zero and circular padding, every stride and input size."""
-    return _constrain(conv_rescale, conv_dominating_diagonal, params, num_iters, tighten)
+    return _constrain(conv_rescale, conv_dominating_diagonal, params, num_iters, tighten, side)
 
 
 def apply_dense(weights: Linear, x: Array) -> Array:
@@ -85,16 +100,20 @@ def apply_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) -
     return forms.linear_conv(weights, x, padding=padding, strides=strides)
 
 
-def freeze_dense(params: Params, *, num_iters: int = 3, tighten: bool = False) -> Linear:
+def freeze_dense(
+    params: Params, *, num_iters: int = 3, tighten: bool = False, side: str = "auto"
+) -> Linear:
     """`constrain_dense` in float64 on the host, rounded: for evaluation."""
-    constrain = functools.partial(constrain_dense, num_iters=num_iters, tighten=tighten)
-    return forms.frozen(constrain, params)
+    options = dict(num_iters=num_iters, tighten=tighten, side=side)
+    return forms.frozen(functools.partial(constrain_dense, **options), params)
 
 
-def freeze_conv(params: Params, *, num_iters: int = 2, tighten: bool = False) -> Linear:
+def freeze_conv(
+    params: Params, *, num_iters: int = 2, tighten: bool = False, side: str = "auto"
+) -> Linear:
     """`constrain_conv` in float64 on the host, rounded: for evaluation."""
-    constrain = functools.partial(constrain_conv, num_iters=num_iters, tighten=tighten)
-    return forms.frozen(constrain, params)
+    options = dict(num_iters=num_iters, tighten=tighten, side=side)
+    return forms.frozen(functools.partial(constrain_conv, **options), params)
 
 
 def bound(weights: Linear) -> Bound:
@@ -106,15 +125,16 @@ def bound(weights: Linear) -> Bound:
     return forms.linear_bound(weights)
 
 
-def _init(key, shape) -> Params:
+def _init(key, shape, side) -> Params:
     kernel = _initializers.identity_or_orthogonal(key, shape)
-    return Params(kernel, jnp.zeros(shape[-1]), jnp.zeros(min(shape[-2:])))
+    channels = shape[-2] if on_rows(kernel, side) else shape[-1]
+    return Params(kernel, jnp.zeros(shape[-1]), jnp.zeros(channels))
 
 
-def _constrain(rescaled, diagonal, params, num_iters, tighten) -> Linear:
-    kernel = rescaled(params.kernel, num_iters=num_iters, log_q=params.log_q, tighten=tighten)
+def _constrain(rescaled, diagonal, params, num_iters, tighten, side) -> Linear:
     options = dict(num_iters=num_iters, log_q=params.log_q)
-    witness = forms.witness(params.kernel, functools.partial(diagonal, **options))
+    kernel = rescaled(params.kernel, **options, tighten=tighten, side=side)
+    witness = forms.witness(params.kernel, functools.partial(diagonal, **options), side)
     if num_iters == 1:  # the weights with which the row sums are 1
         witness = witness + lax.stop_gradient(params.log_q)
     return Linear(kernel, params.bias, witness)

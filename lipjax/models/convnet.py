@@ -20,10 +20,11 @@ from flax import nnx
 
 from lipjax import _checks, nn
 from lipjax.layers import activations, pooling
+from lipjax.models import _parts
 from lipjax.typing import Array, Bound
 
 INSIDE = ("sll", "cpl", "sandwich")
-CONVOLUTIONAL = (*INSIDE, "aol", "rescaled", "spectral", "skew", "block", "cayley", "reflector")
+CONVOLUTIONAL = (*INSIDE, *_parts.CONTRACTIONS, "reflector")
 LAYERS = (*CONVOLUTIONAL, "bjorck", "householder", "qr", "cholesky")
 
 
@@ -223,12 +224,7 @@ class LipschitzConvNet(nnx.Module):
     def features(self, x: Array) -> Array:
         """Features `float[..., features]` of images in [0, 1]."""
         config = self.config
-        if x.shape[-3:] != config.image_shape or x.dtype not in (jnp.float32, jnp.float64):
-            raise ValueError(
-                f"x has shape {x.shape} and dtype {x.dtype}; it must be float32 with shape "
-                f"[..., {', '.join(map(str, config.image_shape))}] and values in [0, 1]."
-            )
-        _checks.nonempty(x=x)
+        _parts.check_images(x, config.image_shape)
         mean, std = (_per_channel(v, x) for v in (config.mean, config.std))
         x = (x - mean) / std
         if config.patch > 1:
@@ -284,13 +280,6 @@ _DENSE = {
     "skew": nn.SkewDense,
     "block": nn.BjorckDense,
 }
-_CONV = {
-    "aol": nn.AOLConv,
-    "rescaled": nn.RescaledConv,
-    "spectral": nn.SpectralConv,
-    "skew": nn.SOCConv,
-    "block": nn.BCOPConv,
-}
 
 
 def _trunk(config, rngs, *, dense):
@@ -319,7 +308,7 @@ def _dense_layer(config, inside, rngs):
     return nn.Residual(layer, **inside) if config.form == "residual" else layer
 
 
-def conv_layer(config: ConvNetConfig, inside: dict, rngs: nnx.Rngs) -> nn.Constrained:
+def conv_layer(config: ConvNetConfig, inside: dict, rngs: nnx.Rngs, **options) -> nn.Constrained:
     """One convolution of the network; `inside` are options of layers with their own activation."""
     channels, size, kind = config.conv_width, config.kernel_size, config.layer
     height, width, _ = config.image_shape
@@ -332,10 +321,10 @@ def conv_layer(config: ConvNetConfig, inside: dict, rngs: nnx.Rngs) -> nn.Constr
     if kind == "reflector":
         depth = config.conv_depth
         layer = nn.ReflectorConv(channels, size, depth=depth, input_size=image, rngs=rngs)
-    elif kind == "cayley":
-        layer = nn.CayleyConv(channels, channels, size, input_size=image, rngs=rngs)
     else:
-        layer = _CONV[kind](channels, channels, size, rngs=rngs)
+        layer = _parts.contraction(
+            kind, channels, channels, size, image=image, rngs=rngs, **options
+        )
     return nn.Residual(layer, **inside) if config.form == "residual" else layer
 
 

@@ -1,4 +1,4 @@
-"""Published checkpoints of the SLL and CPL papers as `LipschitzConvNet`s.
+"""Published checkpoints: of the SLL and CPL papers, and of the comparison study.
 
 Takes the arrays of a PyTorch `state_dict` by their names and returns the network with the same
 parameters in this library's layout: kernels `[height, width, in, out]`, matrices `[in, out]`, and
@@ -6,18 +6,24 @@ features flattened with the channel last. What the published code computes from 
 library does differ in two places, both on the safe side: steps are rounded so that the layer is
 1-Lipschitz, and CPL divides by an upper bound on the norm where the code divides by an estimate from
 below.
+
+Of the study's networks those of AOL, CPL and SLL are read. The others are other functions here: SOC is
+divided by an estimate of the norm that is stored with it, BCOP is orthogonalized with one as well, and
+Cayley's filters are shifted.
 """
 
 import re
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lipjax import _checks
-from lipjax.layers import cpl, head, sll
+from lipjax import _checks, nn
+from lipjax.layers import aol, cpl, head, sll
 from lipjax.models.convnet import ConvNetConfig, LipschitzConvNet
+from lipjax.models.studynet import StudyNet, StudyNetConfig
 
 
 def from_state_dict(
@@ -26,8 +32,9 @@ def from_state_dict(
     image_shape: tuple[int, int, int] = (32, 32, 3),
     mean: tuple[float, ...] = (0.0,),
     weights: str = "exp",
-) -> LipschitzConvNet:
-    """The network of the SLL or CPL paper with these parameters.
+    num_classes: int = 10,
+) -> LipschitzConvNet | StudyNet:
+    """The network of the SLL or CPL paper or of the comparison study with these parameters.
 
     Args:
         state: Arrays by name, as in `{k: v.numpy() for k, v in module.state_dict().items()}`. Names may
@@ -36,19 +43,23 @@ def from_state_dict(
         mean: What the published wrapper subtracts from the input.
         weights: How the checkpoint means `q` of SLL: `"exp"`, of the present code, or `"abs"`, of the
             first release (which was not 1-Lipschitz; loaded like this it is). Convolutions ignore
-            `q`, as the published code does.
+            `q`, as the published code does; those of the study use its size.
+        num_classes: Of a network of the study, whose arrays do not say it.
 
     Returns:
-        `LipschitzConvNet` with free parameters, of depth, width and hidden sizes read off the arrays.
+        `LipschitzConvNet`, or `StudyNet` for names that begin with `FirstConv`, `Block1` and so on, with
+        free parameters; depth, width and hidden sizes are read off the arrays.
 
     Raises:
         ValueError: for names or shapes that do not make such a network; the message has the first.
 
     Reference: Araujo et al. (2023), https://arxiv.org/abs/2303.03169; Meunier et al. (2022),
-    https://arxiv.org/abs/2110.12690.
+    https://arxiv.org/abs/2110.12690; Prach et al. (2024), https://arxiv.org/abs/2311.16833.
     """
     _checks.one_of(("exp", "abs"), weights=weights)
     arrays = {name: np.asarray(array) for name, array in state.items()}
+    if any(re.search(r"(^|\.)FirstConv\.", name) for name in arrays):
+        return _study(arrays, image_shape, mean, num_classes)
     read = _read_cpl if any("stable_block." in name for name in arrays) else _read_sll
     convs, denses, last, layer = read(arrays)
     if not denses and not convs:
@@ -69,6 +80,79 @@ def from_state_dict(
     kernel = jnp.asarray(last["weight"][:, order].T, jnp.float32)
     model.head.free = nnx.Param(head.Params(kernel, jnp.asarray(last["bias"], jnp.float32)))
     return model
+
+
+def _study(arrays, image_shape, mean, num_classes) -> StudyNet:
+    """`FirstConv`, `Block<i>.<2 j>` (activations stand between) and `ClassificationHead.0`."""
+    rows = {}
+    for name, array in arrays.items():
+        match = re.search(r"(?:^|\.)(FirstConv|Block\d+\.\d+|ClassificationHead\.0)\.(.+)$", name)
+        if match is None:
+            raise ValueError(
+                f"state has the name {name!r}; those of the comparison study begin with 'FirstConv', "
+                "'Block<number>.<number>' or 'ClassificationHead.0'."
+            )
+        rows.setdefault(match[1], {})[match[2]] = array
+    first = rows["FirstConv"]
+    layer = (
+        "aol" if _AOL in first else "sll" if "q" in first else "cpl" if "kernel" in first else None
+    )
+    if layer is None:
+        raise ValueError(
+            f"state has 'FirstConv' with {sorted(first)}; only the study's networks of AOL, CPL and SLL "
+            "are read."
+        )
+    blocks = {}
+    for name in rows:
+        if match := re.fullmatch(r"Block(\d+)\.(\d+)", name):
+            blocks.setdefault(int(match[1]), []).append(int(match[2]))
+    if "ClassificationHead.0" not in rows or sorted(blocks) != list(range(1, len(blocks) + 1)):
+        raise ValueError(
+            f"state has the blocks {sorted(blocks)} and the layers {sorted(rows)[:3]} and more; blocks "
+            "are numbered from 1 on, and 'ClassificationHead.0' follows."
+        )
+    name = _AOL if layer == "aol" else "kernel"
+    config = StudyNetConfig(
+        layer=layer,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        width=_shaped(first, name, 4)[1],
+        blocks=len(blocks),
+        block_depth=len(blocks[1]),
+        kernel_size=_shaped(rows[f"Block1.{blocks[1][0]}"], name, 4)[2],
+        mean=mean,
+    )
+    model = StudyNet(config, rngs=nnx.Rngs(0))
+
+    def filled(part, names):
+        found = [_study_params(rows[n], layer) for n in names]
+        like = part.free.get_value()
+        if isinstance(part, nn.Stack):
+            part.free = nnx.Param(_stacked(found, like, f"{names[0]} and on, number"))
+        else:
+            one = jax.tree.map(lambda leaf: leaf[None], like)
+            stacked = _stacked(found, one, f"{names[0]}, number")
+            part.free = nnx.Param(jax.tree.map(lambda leaf: leaf[0], stacked))
+
+    filled(model.first, ["FirstConv"])
+    for i, stage in enumerate(model.stages, 1):
+        filled(stage, [f"Block{i}.{j}" for j in sorted(blocks[i])])
+    filled(model.last, ["ClassificationHead.0"])
+    return model
+
+
+_AOL = "parametrizations.weight.original"
+
+
+def _study_params(row, layer):
+    array = row.get(_AOL if layer == "aol" else "kernel")
+    if array is None or array.ndim != 4 or "bias" not in row:
+        raise ValueError(f"state has a layer of {sorted(row)}; the first is one of {layer}.")
+    kernel = jnp.asarray(array.transpose(2, 3, 1, 0), jnp.float32)
+    if layer == "aol":
+        return aol.Params(kernel, jnp.asarray(row["bias"], jnp.float32))
+    log_q = np.log(np.abs(row["q"]) + 1e-6) if layer == "sll" else None
+    return _params(kernel, row, layer, log_q)
 
 
 def _read_sll(arrays):

@@ -4,7 +4,8 @@ Append channels of zeros to the width, a 1 x 1 convolution, five blocks of convo
 by half of the channels and a move of 2 x 2 pixels into the channels (which halves the size and doubles
 the width), a maximum over what is left of the image, a 1 x 1 convolution, and the first channels as
 logits. Every part is 1-Lipschitz, so the vector of logits is: two of them differ by at most sqrt(2)
-times a change of the input.
+times a change of the input. As in the study, AOL scales the inputs, it and the block convolution
+have circular padding, and channels are numbered as PyTorch does.
 
 Reference: Prach, Brau, Buttazzo, Lampert (2024), https://arxiv.org/abs/2311.16833.
 """
@@ -16,6 +17,7 @@ from flax import nnx
 
 from lipjax import _checks, nn
 from lipjax.layers import activations, pooling
+from lipjax.models import _parts
 from lipjax.models.convnet import CONVOLUTIONAL, ConvNetConfig, conv_layer
 from lipjax.typing import Array, Bound
 
@@ -33,7 +35,8 @@ class StudyNetConfig:
         block_depth: Convolutions in a block.
         kernel_size: Window, 1 in the last block.
         conv_hidden: Hidden channels of SLL and CPL; None means as many as there are channels.
-        activation: After each convolution; in the study MaxMin, also after SLL and CPL.
+        activation: After each convolution, also after SLL and CPL; in the study MaxMin of neighbouring
+            channels.
         mean: Subtracted from the input, one number or one per channel.
         pad: Pixels of zeros around the image after that, an isometry: 2 makes 28 x 28 images 32 x 32.
     """
@@ -46,7 +49,7 @@ class StudyNetConfig:
     block_depth: int = 5
     kernel_size: int = 3
     conv_hidden: int | None = None
-    activation: str = "max_min"
+    activation: str = "adjacent_max_min"
     mean: tuple[float, ...] = (0.0,)
     pad: int = 0
 
@@ -57,12 +60,8 @@ class StudyNetConfig:
         if self.conv_hidden is not None:
             _checks.integer(1, conv_hidden=self.conv_hidden)
         activations.one_lipschitz(self.activation)
-        object.__setattr__(self, "image_shape", tuple(self.image_shape))
-        mean = self.mean if isinstance(self.mean, list | tuple) else (self.mean,)
-        object.__setattr__(self, "mean", tuple(mean))
-        _checks.integer(0, pad=self.pad)
+        height, width = _parts.check_input(self)
         channels = self.image_shape[2]
-        height, width = self.padded_size
         if height % 2**self.blocks or width % 2**self.blocks:
             raise ValueError(
                 f"image_shape is {self.image_shape} and pad is {self.pad}; with {self.blocks} blocks "
@@ -76,8 +75,6 @@ class StudyNetConfig:
             raise ValueError(
                 f"num_classes is {self.num_classes}; the network has only {self.features} outputs."
             )
-        if len(self.mean) not in (1, channels):
-            raise ValueError(f"mean is {self.mean}; it must have 1 or {channels} entries.")
 
     @property
     def padded_size(self) -> tuple[int, int]:
@@ -127,7 +124,7 @@ class StudyNet(nnx.Module):
             kernel_size=kernel_size,
             pool=1,
         )
-        return conv_layer(config, {}, rngs)
+        return conv_layer(config, {}, rngs, **_PUBLISHED.get(self.config.layer, {}))
 
     def _stack(self, depth, channels, kernel_size, image, rngs):
         return nn.Stack(
@@ -144,19 +141,11 @@ class StudyNet(nnx.Module):
     def features(self, x: Array) -> Array:
         """The vector that the logits are the beginning of, `float[..., features]`."""
         config = self.config
-        if x.shape[-3:] != config.image_shape or x.dtype not in (jnp.float32, jnp.float64):
-            raise ValueError(
-                f"x has shape {x.shape} and dtype {x.dtype}; it must be float32 with shape "
-                f"[..., {', '.join(map(str, config.image_shape))}] and values in [0, 1]."
-            )
-        _checks.nonempty(x=x)
-        x = x - jnp.broadcast_to(jnp.asarray(config.mean, x.dtype), x.shape)
-        pads = [(0, 0)] * (x.ndim - 3) + [(config.pad,) * 2] * 2 + [(0, 0)]
-        x = jnp.pad(x, pads)
+        x = _parts.entered(x, config)
         x = self.first(pooling.pad_channels(x, config.width))
         for stage in self.stages:
             x = stage(x)
-            x = pooling.space_to_depth(pooling.first_channels(x, x.shape[-1] // 2), 2)
+            x = _unshuffled(pooling.first_channels(x, x.shape[-1] // 2))
         x = x.max(axis=(-3, -2), keepdims=True)
         return self.last(x)[..., 0, 0, :]
 
@@ -174,3 +163,16 @@ class StudyNet(nnx.Module):
     def bound(self) -> Bound:
         """Bound on the l2 Lipschitz constant of the network, from images to all logits."""
         return self.feature_bound()
+
+
+_PUBLISHED = {
+    "aol": {"side": "input", "padding": "circular"},
+    "block": {"padding": "circular"},
+}
+
+
+def _unshuffled(x):
+    """2 x 2 pixels moved into the channels, ordered (channel, row, column)."""
+    channels = x.shape[-1]
+    x = pooling.space_to_depth(x, 2)
+    return x.reshape(*x.shape[:-1], 4, channels).swapaxes(-1, -2).reshape(x.shape)

@@ -9,6 +9,7 @@ from lipjax.nn.contractions import BCOPConv as BCOPConv
 from lipjax.nn.contractions import BjorckDense as BjorckDense
 from lipjax.nn.contractions import CayleyConv as CayleyConv
 from lipjax.nn.contractions import CayleyDense as CayleyDense
+from lipjax.nn.contractions import Chain as Chain
 from lipjax.nn.contractions import CholeskyDense as CholeskyDense
 from lipjax.nn.contractions import ConvexMix as ConvexMix
 from lipjax.nn.contractions import HouseholderDense as HouseholderDense
@@ -26,7 +27,9 @@ from lipjax.nn.layers import AOLConv as AOLConv
 from lipjax.nn.layers import AOLDense as AOLDense
 from lipjax.nn.layers import CPLConv as CPLConv
 from lipjax.nn.layers import CPLDense as CPLDense
+from lipjax.nn.layers import FullSort as FullSort
 from lipjax.nn.layers import GroupSort as GroupSort
+from lipjax.nn.layers import Householder as Householder
 from lipjax.nn.layers import MaxMin as MaxMin
 from lipjax.nn.layers import NormalizedHead as NormalizedHead
 from lipjax.nn.layers import RescaledConv as RescaledConv

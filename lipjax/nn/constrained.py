@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lipjax import _checks
 from lipjax.layers import activations
@@ -39,6 +40,11 @@ class Constrained(nnx.Module):
             return self.explicit.get_value()
         return self.constrain(self.free.get_value())
 
+    def constrain_shared(self, params, mesh, axis):
+        """As `constrain`, for a mesh of devices that hold the parameters; see `Stack`."""
+        del mesh, axis
+        return self.constrain(params)
+
     def bound(self) -> Bound:
         """Upper bound on the layer's l2 Lipschitz constant, proved in float64 on the host."""
         return self.bound_weights(self.weights())
@@ -48,18 +54,41 @@ class Constrained(nnx.Module):
         self.free = None
 
 
-def constrain(module: nnx.Module) -> nnx.Module:
+def constrain(
+    module: nnx.Module, *, mesh: jax.sharding.Mesh | None = None, axis: str | None = None
+) -> nnx.Module:
     """A copy of a module with weights in place of free parameters; differentiable.
 
     Use it as the `constrain` of `lipjax.training.make_step`: the constraint is then computed once
     per step, and its gradient pulled back once, however many micro-batches there are.
 
+    Args:
+        module: With free parameters.
+        mesh: If several devices train on parts of a batch each, every one of them would compute all
+            the weights. With their mesh, and parameters that all of them hold, each computes those of
+            its part of the layers of a `Stack`, and sends them to the others.
+        axis: The axis of the mesh that holds those devices.
+
     Raises:
         ValueError: for a module that holds weights in place of parameters already; training those
-            would lose the constraint.
+            would lose the constraint. For an axis that the mesh does not have.
+
+    >>> from lipjax.nn import SLLDense
+    >>> stack = Stack(lambda rngs: SLLDense(4, 8, rngs=rngs), 3, rngs=nnx.Rngs(0))
+    >>> auto = (jax.sharding.AxisType.Auto,)
+    >>> mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=auto)
+    >>> constrain(stack, mesh=mesh, axis="data").weights().step.shape
+    (3, 8)
     """
     _require_free(module, "constrain")
-    return _with_weights(module, lambda layer: layer.constrain(layer.free.get_value()))
+    if (mesh is None) != (axis is None) or (mesh is not None and axis not in mesh.shape):
+        names = None if mesh is None else mesh.axis_names
+        raise ValueError(f"axis is {axis!r}; it must be one of the mesh's axes, {names}.")
+    if mesh is None:
+        return _with_weights(module, lambda layer: layer.constrain(layer.free.get_value()))
+    return _with_weights(
+        module, lambda layer: layer.constrain_shared(layer.free.get_value(), mesh, axis)
+    )
 
 
 def freeze(module: nnx.Module) -> nnx.Module:
@@ -185,6 +214,18 @@ class Stack(Constrained):
     def constrain(self, params):
         """All layers' weights at once."""
         return jax.vmap(self.layer.constrain)(params)
+
+    def constrain_shared(self, params, mesh, axis):
+        """As `constrain`; each device along the axis makes the weights of its part of the layers."""
+        missing = -self.depth % mesh.shape[axis]
+        filled = jax.tree.map(lambda p: jnp.concatenate([p, *[p[-1:]] * missing]), params)
+        part = PartitionSpec(axis)
+        make = jax.shard_map(
+            jax.vmap(self.layer.constrain), mesh=mesh, in_specs=part, out_specs=part
+        )
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        weights = jax.lax.with_sharding_constraint(make(filled), everywhere)
+        return jax.tree.map(lambda w: w[: self.depth], weights)
 
     def apply(self, weights, x):
         """The layers in a row."""

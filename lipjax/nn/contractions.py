@@ -463,6 +463,62 @@ class Residual(_Wrapped):
         return forms.residual_of_bound(self.layer.bound_weights(weights))
 
 
+class Chain(Constrained):
+    """Layers one after the other, as one layer: for a `Stack` of pairs, or a part of a network.
+
+    Args:
+        layers: Layers of `lipjax.nn`, or 1-Lipschitz activations by name. The parameters of the layers
+            become those of this module.
+
+    Guarantee: the product of the layers' bounds.
+
+    >>> from lipjax.nn import Householder
+    >>> rngs = nnx.Rngs(0)
+    >>> chain = Chain(CayleyDense(4, 6, rngs=rngs), Householder(6, rngs=rngs))
+    >>> chain(jnp.ones((2, 4))).shape, chain.bound().kind
+    ((2, 6), 'upper')
+    """
+
+    def __init__(self, *layers: Constrained | str):
+        if not layers:
+            raise ValueError("layers is empty; it must hold at least one layer.")
+        inner = [layer for layer in layers if isinstance(layer, Constrained)]
+        for layer in layers:
+            if not isinstance(layer, Constrained):
+                activations.one_lipschitz(layer)
+            elif layer.free is None:
+                raise ValueError(
+                    f"layers has a {type(layer).__name__} that holds no free parameters; pass a new one."
+                )
+        super().__init__(tuple(layer.free.get_value() for layer in inner))
+        for layer in inner:
+            layer.free = None
+        self.inner = nnx.List(inner)
+        self.names = tuple(None if isinstance(layer, Constrained) else layer for layer in layers)
+
+    def constrain(self, params):
+        return tuple(layer.constrain(p) for layer, p in zip(self.inner, params))
+
+    def apply(self, weights, x):
+        rest = iter(zip(self.inner, weights))
+        for name in self.names:
+            if name is None:
+                layer, one = next(rest)
+                x = layer.apply(one, x)
+            else:
+                x = activations.one_lipschitz(name)(x)
+        return x
+
+    def freeze_params(self, params):
+        return tuple(layer.freeze_params(p) for layer, p in zip(self.inner, params))
+
+    def bound_weights(self, weights) -> Bound:
+        total = Bound(1.0, "exact")
+        for layer, one in zip(self.inner, weights):
+            total = total * layer.bound_weights(one)
+        return total
+
+
 class ConvexMix(_Wrapped):
     """`g x + (1 - g) layer(x)` with a learned `g = sigmoid(logit)`, which starts at one half.
 

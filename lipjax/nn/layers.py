@@ -4,11 +4,14 @@ They act on batches, `float[..., features]` or `float[..., height, width, channe
 state: call them under plain `jax.jit`, `jax.vmap` and `jax.grad`.
 """
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from lipjax import _checks
 from lipjax.layers import _convolution, activations, aol, cpl, forms, head, rescaled, sll
 from lipjax.nn.constrained import Constrained
+from lipjax.spectral.rescaling import SIDES
 from lipjax.typing import Bound
 
 
@@ -76,8 +79,9 @@ class _LinearDense(Constrained):
 
     module = aol
 
-    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs):
-        super().__init__(self.module.init_dense(rngs.params(), in_features, out_features))
+    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs, **initial):
+        params = self.module.init_dense(rngs.params(), in_features, out_features, **initial)
+        super().__init__(params)
         self.options = {}
 
     def linear(self, weights, x):
@@ -111,12 +115,14 @@ class _LinearConv(Constrained):
         padding: str = "zero",
         strides: int | tuple[int, int] = 1,
         rngs: nnx.Rngs,
+        **initial,
     ):
         _convolution.check_padding(padding)
         _checks.per_axis(2, strides=strides)
-        super().__init__(
-            self.module.init_conv(rngs.params(), in_features, out_features, kernel_size=kernel_size)
+        params = self.module.init_conv(
+            rngs.params(), in_features, out_features, kernel_size=kernel_size, **initial
         )
+        super().__init__(params)
         self.options = {}
         self.padding = padding
         self.strides = strides
@@ -196,12 +202,23 @@ class CPLConv(_ResidualConv):
 class AOLDense(_LinearDense):
     """Almost-orthogonal layer from `in_features` to `out_features`; see `lipjax.layers.aol`.
 
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        side: What is scaled, `"input"` (as published), `"output"`, or `"auto"`, the smaller.
+        rngs: Random number generators.
+
     >>> import jax.numpy as jnp
     >>> AOLDense(4, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 4))).shape
     (2, 3)
     """
 
     module = aol
+
+    def __init__(self, in_features: int, out_features: int, *, side: str = "auto", rngs: nnx.Rngs):
+        _checks.one_of(SIDES, side=side)
+        super().__init__(in_features, out_features, rngs=rngs)
+        self.options = {"side": side}
 
 
 class AOLConv(_LinearConv):
@@ -211,12 +228,30 @@ class AOLConv(_LinearConv):
         in_features: Channels of the input.
         out_features: Channels of the output.
         kernel_size: Window, one integer or two.
+        side: What is scaled, `"input"` (as published), `"output"`, or `"auto"`, the smaller.
         padding: `"zero"` or `"circular"`.
         strides: Step, one integer or two.
         rngs: Random number generators.
     """
 
     module = aol
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        side: str = "auto",
+        padding: str = "zero",
+        strides: int | tuple[int, int] = 1,
+        rngs: nnx.Rngs,
+    ):
+        _checks.one_of(SIDES, side=side)
+        super().__init__(
+            in_features, out_features, kernel_size, padding=padding, strides=strides, rngs=rngs
+        )
+        self.options = {"side": side}
 
 
 class RescaledDense(_LinearDense):
@@ -227,6 +262,7 @@ class RescaledDense(_LinearDense):
         out_features: Width of the output.
         num_iters: 1 is the almost-orthogonal layer with weights; more come closer to norm 1.
         tighten: Whether the norm is made 1 in the end.
+        side: What is scaled, `"input"`, `"output"`, or `"auto"`, the smaller.
         rngs: Random number generators.
 
     >>> import jax.numpy as jnp
@@ -243,11 +279,12 @@ class RescaledDense(_LinearDense):
         *,
         num_iters: int = 3,
         tighten: bool = False,
+        side: str = "auto",
         rngs: nnx.Rngs,
     ):
         _checks.integer(1, num_iters=num_iters)
-        super().__init__(in_features, out_features, rngs=rngs)
-        self.options = {"num_iters": num_iters, "tighten": tighten}
+        super().__init__(in_features, out_features, rngs=rngs, side=side)
+        self.options = {"num_iters": num_iters, "tighten": tighten, "side": side}
 
 
 class RescaledConv(_LinearConv):
@@ -259,6 +296,7 @@ class RescaledConv(_LinearConv):
         kernel_size: Window, one integer or two.
         num_iters: As in `RescaledDense`; the cost grows quickly, 1 to 3 are practical.
         tighten: Whether the norm is made 1 in the end, for every input size.
+        side: What is scaled, `"input"`, `"output"`, or `"auto"`, the smaller.
         padding: `"zero"` or `"circular"`.
         strides: Step, one integer or two.
         rngs: Random number generators.
@@ -274,15 +312,22 @@ class RescaledConv(_LinearConv):
         *,
         num_iters: int = 2,
         tighten: bool = False,
+        side: str = "auto",
         padding: str = "zero",
         strides: int | tuple[int, int] = 1,
         rngs: nnx.Rngs,
     ):
         _checks.integer(1, num_iters=num_iters)
         super().__init__(
-            in_features, out_features, kernel_size, padding=padding, strides=strides, rngs=rngs
+            in_features,
+            out_features,
+            kernel_size,
+            padding=padding,
+            strides=strides,
+            rngs=rngs,
+            side=side,
         )
-        self.options = {"num_iters": num_iters, "tighten": tighten}
+        self.options = {"num_iters": num_iters, "tighten": tighten, "side": side}
 
 
 class NormalizedHead(_LinearDense):
@@ -320,3 +365,52 @@ class GroupSort(nnx.Module):
 
     def __call__(self, x):
         return activations.group_sort(x, group_size=self.group_size)
+
+
+class FullSort(nnx.Module):
+    """`lipjax.layers.activations.full_sort` as a module."""
+
+    activation = activations.resolve("full_sort")
+
+    def __call__(self, x):
+        return activations.full_sort(x)
+
+
+class Householder(Constrained):
+    """Householder activation with learnt angles; see `lipjax.layers.activations`.
+
+    Args:
+        channels: Size of the last axis.
+        order: 1, one angle a pair of channels, from `pi / 2`; or 2, three angles, uniform in
+            [0, pi]. Both as published.
+        rngs: Random number generators.
+
+    Guarantee: 1-Lipschitz for any angles, up to the rounding of the evaluation.
+
+    >>> import jax.numpy as jnp
+    >>> Householder(4, rngs=nnx.Rngs(0))(jnp.array([5.0, 1.0, 3.0, 2.0])).round(4).tolist()
+    [3.0, 1.0, 5.0, 2.0]
+    """
+
+    def __init__(self, channels: int, *, order: int = 1, rngs: nnx.Rngs):
+        _checks.integer(2, channels=channels)
+        _checks.one_of((1, 2), order=order)
+        if order == 1:
+            angles = jnp.full(channels // 2, jnp.pi / 2)
+        else:
+            angles = jax.random.uniform(rngs.params(), (3, channels // 2), maxval=jnp.pi)
+        super().__init__(angles)
+
+    def constrain(self, params):
+        return params
+
+    def apply(self, weights, x):
+        order_1 = weights.ndim == 1
+        return (activations.householder if order_1 else activations.householder_order_2)(x, weights)
+
+    def freeze_params(self, params):
+        return params
+
+    def bound_weights(self, weights) -> Bound:
+        finite = bool(jnp.isfinite(weights).all())
+        return Bound(1.0 if finite else float("inf"), "upper")

@@ -50,23 +50,32 @@ LARGEST_LOG_Q = 8.0
 """Weights are clipped to `exp(+-8)` around their mean: any weights are valid, huge ones overflow."""
 
 
-@functools.partial(jax.jit, static_argnames=("num_iters", "tighten"))
+SIDES = ("auto", "input", "output")
+
+
+@functools.partial(jax.jit, static_argnames=("num_iters", "tighten", "side"))
 def rescale(
-    matrix: Array, *, num_iters: int = 1, log_q: Array | None = None, tighten: bool = False
+    matrix: Array,
+    *,
+    num_iters: int = 1,
+    log_q: Array | None = None,
+    tighten: bool = False,
+    side: str = "auto",
 ) -> Array:
     """The matrix with rows or columns scaled so that its spectral norm is at most 1.
-
-    The side of the smaller Gram matrix is scaled: columns if there are at most as many columns as
-    rows, else rows.
 
     Args:
         matrix: `float[..., p, q]`; leading axes are a batch.
         num_iters: 1 scales like the almost-orthogonal layer; more iterations approach a division
             by the spectral norm, at one product of the Gram matrix each. In float32 the proved
             rounding limits how far, the sooner the larger the matrix; `tighten` makes up for it.
-        log_q: `float[..., min(p, q)]`, logarithms of positive weights; None means equal ones.
+        log_q: `float[..., min(p, q)]`, or of the side that is chosen, logarithms of positive
+            weights; None means equal ones.
         tighten: Whether to divide the result by a bound on its norm where that is below 1: the norm
             is then 1 up to the tightness of that bound, at four more products.
+        side: What is scaled: `"input"`, the rows (the almost-orthogonal layer as published), or
+            `"output"`, the columns. `"auto"` takes the one with the smaller Gram matrix, the columns
+            of a square matrix.
 
     Returns:
         `float[..., p, q]` of norm at most 1.
@@ -77,8 +86,8 @@ def rescale(
     gives NaN or zeros.
 
     Raises:
-        ValueError: for a wrong rank, an empty axis, a dtype other than float32 and float64, or
-            `log_q` of the wrong length.
+        ValueError: for a wrong rank, an empty axis, a dtype other than float32 and float64,
+            `log_q` of the wrong length, or an unknown side.
 
     Gradients: reverse mode, any order; forward mode from `num_iters=2` on. With `tighten` the first
     order only: the second is an error.
@@ -91,8 +100,8 @@ def rescale(
     """
     matrix = jnp.asarray(matrix)
     _check_matrix(matrix, num_iters)
-    if matrix.shape[-2] < matrix.shape[-1]:
-        options = dict(num_iters=num_iters, log_q=log_q, tighten=tighten)
+    if on_rows(matrix, side):
+        options = dict(num_iters=num_iters, log_q=log_q, tighten=tighten, side="output")
         return _transpose(rescale(_transpose(matrix), **options))
     scale = power_of_two(jnp.max(jnp.abs(matrix), axis=(-2, -1), keepdims=True))
     matrix = matrix / scale
@@ -105,21 +114,27 @@ def rescale(
     return _tightened(matrix, norm[..., None, None], math.sqrt(matrix.shape[-1]))
 
 
-@functools.partial(jax.jit, static_argnames=("num_iters", "tighten"))
+@functools.partial(jax.jit, static_argnames=("num_iters", "tighten", "side"))
 def conv_rescale(
-    kernel: Array, *, num_iters: int = 1, log_q: Array | None = None, tighten: bool = False
+    kernel: Array,
+    *,
+    num_iters: int = 1,
+    log_q: Array | None = None,
+    tighten: bool = False,
+    side: str = "auto",
 ) -> Array:
     """The kernel with one channel axis scaled so that the convolution has norm at most 1.
-
-    The side with fewer channels is scaled (output channels when both are equal).
 
     Args:
         kernel: `float[*window, channels_in, channels_out]`, one to three window axes.
         num_iters: As in `rescale`. The autocorrelation kernel doubles its width each time, so the
             cost grows quickly; 1 to 3 are practical.
-        log_q: `float[min(channels_in, channels_out)]`, logarithms of positive weights.
+        log_q: `float[min(channels_in, channels_out)]`, or of the side that is chosen, logarithms of
+            positive weights.
         tighten: Whether to divide the result by a bound on its norm for every size where that is
             below 1 (four Gram products per frequency of a grid of 32 points per axis).
+        side: The channels that are scaled, as in `rescale`: `"input"`, `"output"`, or `"auto"`, the
+            fewer.
 
     Returns:
         A kernel of the same shape.
@@ -141,8 +156,8 @@ def conv_rescale(
     """
     kernel = jnp.asarray(kernel)
     check_kernel(kernel)
-    if kernel.shape[-2] < kernel.shape[-1]:
-        options = dict(num_iters=num_iters, log_q=log_q, tighten=tighten)
+    if on_rows(kernel, side):
+        options = dict(num_iters=num_iters, log_q=log_q, tighten=tighten, side="output")
         return _transpose(conv_rescale(_transpose(kernel), **options))
     kernel = kernel / power_of_two(jnp.max(jnp.abs(kernel)))
     t = conv_dominating_diagonal(kernel, num_iters=num_iters, log_q=log_q)
@@ -154,6 +169,12 @@ def conv_rescale(
         return kernel
     norm = conv_gram_iteration(kernel, padding="any", gradient="norm")
     return _tightened(kernel, norm, reach)
+
+
+def on_rows(kernel, side: str) -> bool:
+    """Whether a side means axis -2 of a matrix or kernel."""
+    _checks.one_of(SIDES, side=side)
+    return side == "input" or (side == "auto" and kernel.shape[-2] < kernel.shape[-1])
 
 
 def _tightened(weights, norm, reach):

@@ -33,13 +33,21 @@ def test_one_lipschitz_is(name):
     assert (gap <= np.linalg.norm(a - b, axis=1) * (1 + 1e-5)).all()
 
 
-@pytest.mark.parametrize("name", ["max_min", "group_sort", "full_sort"])
+@pytest.mark.parametrize("name", ["max_min", "adjacent_max_min", "group_sort", "full_sort"])
 def test_sorting_preserves_norms_and_gradients(name):
     fn = resolve(name).fn
     x = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
     np.testing.assert_allclose(np.sort(fn(x), -1), np.sort(x, -1))
     jacobian = jax.vmap(jax.jacobian(fn))(x)
     np.testing.assert_allclose(jacobian @ jacobian.swapaxes(1, 2), np.eye(6)[None].repeat(3, 0))
+
+
+@pytest.mark.parametrize("channels", [6, 7])
+def test_adjacent_max_min_is_max_min_of_other_channels(channels):
+    x = np.random.default_rng(0).normal(size=(3, channels)).astype(np.float32)
+    order = np.r_[0 : channels - 1 : 2, 1:channels:2, channels - 1 : channels][:channels]
+    got = activations.adjacent_max_min(x)[:, order]
+    np.testing.assert_array_equal(got, activations.max_min(x[:, order]))
 
 
 def test_max_min_passes_an_odd_channel_and_ties_do_not_expand():

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lipjax.layers import aol
+from lipjax.spectral.rescaling import autocorrelation
 from tests import oracles
 
 RNG = np.random.default_rng(0)
@@ -48,3 +50,33 @@ def test_gradient_at_the_identity_has_no_spurious_part():
 def test_strides_shrink_the_image():
     weights = aol.constrain_conv(aol.init_conv(jax.random.key(0), 2, 4))
     assert aol.apply_conv(weights, jnp.ones((5, 6, 2)), strides=2).shape == (3, 3, 4)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (5, 8), (8, 5)])
+def test_the_published_side_is_that_of_the_inputs(shape):
+    kernel = RNG.normal(size=shape).astype(np.float32)
+    params = aol.Params(kernel, jnp.zeros(shape[1]))
+    weights = aol.constrain_dense(params, side="input")
+    d = 1 / np.sqrt(np.abs(np.float64(kernel) @ np.float64(kernel).T).sum(1))
+    np.testing.assert_allclose(weights.kernel, d[:, None] * kernel, rtol=1e-3)
+    assert float(aol.bound(weights).value) <= 1 + 1e-5
+    assert float(aol.bound(aol.freeze_dense(params, side="input")).value) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_sides_of_a_convolution_are_proved(side):
+    params = aol.init_conv(jax.random.key(0), 3, 3)
+    params = params._replace(kernel=params.kernel + 0.3 * RNG.normal(size=(3, 3, 3, 3)))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    weights = aol.freeze_conv(params, side=side)
+    sums = np.abs(np.asarray(autocorrelation(jnp.asarray(turned(params.kernel, side))))).sum(
+        (0, 1, 3)
+    )
+    d = 1 / np.sqrt(sums)
+    expected = params.kernel * (d[:, None] if side == "input" else d)
+    np.testing.assert_allclose(weights.kernel, expected, rtol=1e-3)
+    assert float(aol.bound(weights).value) <= 1 + 1e-5
+
+
+def turned(kernel, side):
+    return kernel if side == "output" else np.flip(np.asarray(kernel), (0, 1)).swapaxes(2, 3)

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lipjax.layers import aol, cpl, rescaled
-from lipjax.nn import RescaledConv, RescaledDense
+from lipjax.nn import RescaledConv, RescaledDense, freeze
 from lipjax.spectral import conv_gram_iteration
 from tests import oracles
 
@@ -121,3 +122,24 @@ def test_parameters_are_not_taken_for_weights():
     params = rescaled.init_dense(jax.random.key(0), 4, 3)
     with pytest.raises(ValueError, match="constrain"):
         rescaled.apply_dense(params, jnp.ones(4))
+
+
+@pytest.mark.parametrize("num_iters", [1, 2])
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_both_sides_have_weights_of_their_own_and_are_proved(num_iters, side):
+    options = dict(num_iters=num_iters, side=side)
+    dense, conv = (
+        RescaledDense(5, 8, rngs=nnx.Rngs(0), **options),
+        RescaledConv(4, 4, rngs=nnx.Rngs(0), **options),
+    )
+    for layer in (dense, conv):
+        params = layer.free.get_value()
+        assert params.log_q.shape == (params.kernel.shape[-2 if side == "input" else -1],)
+        noise = RNG.normal(size=params.kernel.shape).astype(np.float32)
+        layer.free = nnx.Param(
+            params._replace(
+                kernel=params.kernel + noise,
+                log_q=jnp.linspace(-1, 1, params.log_q.size),
+            )
+        )
+        assert float(freeze(layer).bound().value) <= (1 + 1e-5 if num_iters == 1 else 1.01)

@@ -183,3 +183,122 @@ def test_a_state_dict_of_torch_itself():
     x = jax.random.uniform(jax.random.key(0), (2, SIZE, SIZE, 3))
     a, b = (pytorch.from_state_dict(s, image_shape=(SIZE, SIZE, 3)) for s in (arrays, state))
     np.testing.assert_array_equal(a(x), b(x))
+
+
+STUDY = dict(width=4, blocks=2, depth=2, size=8, classes=3)
+
+
+def study_state(layer, prefix=""):
+    """The names and shapes that the study's code writes for such a network."""
+    width, state = STUDY["width"], {}
+
+    def add(name, channels, window):
+        state[f"{name}.bias"] = normal(channels)
+        shape = (channels, channels, window, window)
+        if layer == "aol":
+            state[f"{name}.parametrizations.weight.original"] = normal(*shape)
+        else:
+            state[f"{name}.kernel"] = normal(*shape)
+        if layer == "sll":
+            state[f"{name}.q"] = normal(channels)
+        if layer == "cpl":
+            state[f"{name}.u"] = normal(1, channels, 4, 4)
+
+    add("FirstConv", width, 1)
+    for i in range(STUDY["blocks"]):
+        for j in range(STUDY["depth"]):
+            window = 1 if i == STUDY["blocks"] - 1 else 3
+            add(f"Block{i + 1}.{2 * j}", width * 2**i, window)
+    add("ClassificationHead.0", width * 2 ** STUDY["blocks"], 1)
+    return {prefix + name: array for name, array in state.items()}
+
+
+def study_layer(state, name, x, layer):
+    """One convolution of the study's code, channels first."""
+    bias = jnp.asarray(state[f"{name}.bias"]).reshape(1, -1, 1, 1)
+    if layer == "aol":
+        weight = state[f"{name}.parametrizations.weight.original"]
+        pad = weight.shape[-1] // 2
+        turned = jnp.asarray(weight.transpose(1, 0, 2, 3))
+        full = [(2 * pad, 2 * pad)] * 2
+        numbers = ("NCHW", "OIHW", "NCHW")
+        gram = lax.conv_general_dilated(
+            turned, turned, (1, 1), full, dimension_numbers=numbers, precision="highest"
+        )
+        sums = jnp.abs(gram).sum((1, 2, 3)).reshape(1, -1, 1, 1)
+        x = jnp.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)), mode="wrap")
+        weight = weight / jnp.sqrt(sums + 1e-6)
+        return bias + lax.conv_general_dilated(
+            x, weight, (1, 1), "VALID", dimension_numbers=numbers, precision="highest"
+        )
+    kernel = jnp.asarray(state[f"{name}.kernel"])
+    pad = [(kernel.shape[-1] // 2,) * 2] * 2
+    numbers = ("NCHW", "OIHW", "NCHW")
+    options = dict(dimension_numbers=numbers, precision="highest")
+    hidden = jnp.maximum(lax.conv_general_dilated(x, kernel, (1, 1), pad, **options) + bias, 0)
+    if layer == "sll":
+        full = [(kernel.shape[-1] - 1,) * 2] * 2
+        gram = lax.conv_general_dilated(kernel, kernel, (1, 1), full, **options)
+        q = jnp.abs(state[f"{name}.q"]) + 1e-6
+        step = 2 / ((jnp.abs(gram) * q.reshape(1, -1, 1, 1)).sum((1, 2, 3)) / q + 1e-6)
+    else:
+        step = jnp.full(len(kernel), 2 / conv_norm(np.asarray(kernel)) ** 2)
+    back = jnp.flip(kernel.swapaxes(0, 1), (2, 3))
+    hidden = hidden * step.reshape(1, -1, 1, 1).astype(jnp.float32)
+    return x - lax.conv_general_dilated(hidden, back, (1, 1), pad, **options)
+
+
+def study_forward(state, x, layer):
+    """The study's network, channels first."""
+
+    def max_min(x):
+        pairs = x.reshape(len(x), -1, 2, *x.shape[2:])
+        return jnp.concatenate(
+            [pairs.max(2, keepdims=True), pairs.min(2, keepdims=True)], 2
+        ).reshape(x.shape)
+
+    x = jnp.pad(x, ((0, 0), (0, STUDY["width"] - x.shape[1]), (0, 0), (0, 0)))
+    x = max_min(study_layer(state, "FirstConv", x, layer))
+    for i in range(STUDY["blocks"]):
+        for j in range(STUDY["depth"]):
+            x = max_min(study_layer(state, f"Block{i + 1}.{2 * j}", x, layer))
+        x = x[:, : x.shape[1] // 2]
+        n, c, h, w = x.shape  # PixelUnshuffle
+        x = x.reshape(n, c, h // 2, 2, w // 2, 2).transpose(0, 1, 3, 5, 2, 4)
+        x = x.reshape(n, 4 * c, h // 2, w // 2)
+    x = x.max((2, 3), keepdims=True)
+    return study_layer(state, "ClassificationHead.0", x, layer)[:, : STUDY["classes"], 0, 0]
+
+
+@pytest.mark.parametrize("layer,prefix", [("aol", ""), ("sll", "model."), ("cpl", "")])
+def test_networks_of_the_study_are_the_published_functions(layer, prefix):
+    state = study_state(layer, prefix)
+    size = STUDY["size"]
+    x = RNG.random((3, size, size, 3)).astype(np.float32)
+    model = pytorch.from_state_dict(state, image_shape=(size, size, 3), num_classes=3)
+    assert (model.config.layer, model.config.width, model.config.block_depth) == (layer, 4, 2)
+    plain = {k[len(prefix) :]: v for k, v in state.items()}
+    expected = study_forward(plain, jnp.asarray(x.transpose(0, 3, 1, 2)), layer)
+    assert np.abs(expected).max() > 0.2
+    np.testing.assert_allclose(model(x), expected, atol=5e-3 if layer == "cpl" else 2e-4)
+    assert float(nn.freeze(model).bound().value) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize(
+    "change,word",
+    [
+        (lambda s: s.update({"Block3.0.bias": normal(3)}), "kernel of Block2.0 and on"),
+        (lambda s: s.update({"Block9.0.bias": normal(3)}), "the blocks .1, 2, 9."),
+        (lambda s: s.update({"Stem.bias": normal(3)}), "the name 'Stem.bias'"),
+        (lambda s: s.update({"Block1.2.kernel": normal(4, 4, 5, 5)}), "kernel of Block1.0 and on"),
+        (lambda s: s.pop("FirstConv.kernel"), "only the study's networks of AOL"),
+        (lambda s: s.pop("ClassificationHead.0.kernel"), "a layer of"),
+    ],
+)
+def test_states_that_are_no_network_of_the_study_are_named(change, word):
+    state = study_state("cpl")
+    change(state)
+    with pytest.raises(ValueError, match=word):
+        pytorch.from_state_dict(state, image_shape=(8, 8, 3))
+    with pytest.raises(ValueError, match="multiples of 4"):
+        pytorch.from_state_dict(study_state("cpl"), image_shape=(6, 6, 3))

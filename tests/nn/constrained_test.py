@@ -121,3 +121,38 @@ def test_rounding_what_is_free_or_to_integers_is_refused():
     assert float(nn.rounded(nn.freeze(layer), jnp.float16).bound().value) > 1 + 1e-5
     with pytest.raises(ValueError, match="bfloat16"):
         nn.freeze(layer)(jnp.ones((1, 4, 4, 2), jnp.bfloat16))
+
+
+@pytest.mark.parametrize("depth", [3, 8])
+def test_devices_share_the_constraint(depth):
+    """Every device makes an eighth of the weights, and all have them, with the same gradients."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    wide = nn.Stack(lambda rngs: nn.SLLDense(24, 32, rngs=rngs), depth, rngs=nnx.Rngs(0))
+    replicated = jax.device_put(wide, everywhere)
+    x = np.random.default_rng(0).normal(size=(5, 24)).astype(np.float32)
+
+    def steps(module, **options):
+        return nn.constrain(module, **options).weights().step
+
+    def loss(module, **options):
+        return jnp.mean(nn.constrain(module, **options)(x) ** 2)
+
+    options = dict(mesh=mesh, axis="data")
+    alone = jax.jit(steps).lower(replicated).compile()
+    shared = jax.jit(lambda m: steps(m, **options)).lower(replicated).compile()
+    np.testing.assert_allclose(shared(replicated), alone(replicated), rtol=1e-6)
+    flops = [program.cost_analysis()["flops"] for program in (alone, shared)]
+    assert flops[1] < flops[0] * (-(-depth // 8) / depth + 0.1)
+    got = jax.jit(jax.grad(lambda m: loss(m, **options)))(replicated)
+    want = jax.jit(jax.grad(loss))(wide)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [dict(axis="data"), dict(mesh=True), dict(mesh=True, axis="x")])
+def test_axes_that_the_mesh_lacks_are_named(options):
+    if "mesh" in options:
+        options = options | {"mesh": jax.make_mesh((8,), ("data",))}
+    with pytest.raises(ValueError, match="axis is .*; it must be one of the mesh's axes"):
+        nn.constrain(stack(), **options)

@@ -106,3 +106,39 @@ def test_widths_may_be_named():
     rngs = nnx.Rngs(0)
     for module in (nn.AOLDense, nn.BjorckDense, nn.HouseholderDense, nn.SandwichDense):
         assert module(in_features=4, out_features=3, rngs=rngs)(jnp.ones((2, 4))).shape == (2, 3)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_chains_with_learnt_activations_go_into_stacks(order):
+    def pair(rngs):
+        return nn.Chain(
+            nn.CayleyDense(6, 6, rngs=rngs), nn.Householder(6, order=order, rngs=rngs), "abs"
+        )
+
+    stack, x = nn.Stack(pair, 2, rngs=nnx.Rngs(0)), batch("AOLDense")
+    rngs = nnx.Rngs(0)
+    expected = x
+    for _ in range(2):
+        layer, activation = (
+            nn.CayleyDense(6, 6, rngs=rngs),
+            nn.Householder(6, order=order, rngs=rngs),
+        )
+        expected = jnp.abs(activation(layer(expected)))
+    np.testing.assert_allclose(stack(x), expected, atol=1e-5)
+    frozen = nn.freeze(stack)
+    assert float(frozen.bound().value) <= 1 + 1e-5
+    gradient = jax.grad(lambda m: (m(x) ** 3).sum())(stack)
+    assert all(leaf.any() and np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_what_is_no_chain_is_refused():
+    rngs = nnx.Rngs(0)
+    for make, word in (
+        (lambda: nn.Chain(), "layers is empty"),
+        (lambda: nn.Chain(nn.freeze(nn.AOLDense(4, 4, rngs=rngs))), "no free parameters"),
+        (lambda: nn.Chain(nn.AOLDense(4, 4, rngs=rngs), "step"), "activation is 'step'"),
+        (lambda: nn.Householder(1, rngs=rngs), "channels is 1"),
+        (lambda: nn.Householder(4, order=3, rngs=rngs), "order is 3"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            make()

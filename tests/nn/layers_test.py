@@ -74,6 +74,7 @@ def test_activation_modules():
     x = jnp.array([[1.0, 4.0, 3.0, 2.0]])
     assert nn.MaxMin()(x).tolist() == [[3.0, 4.0, 1.0, 2.0]]
     assert nn.GroupSort(4)(x).tolist() == [[1.0, 2.0, 3.0, 4.0]]
+    assert nn.FullSort()(x).tolist() == [[1.0, 2.0, 3.0, 4.0]]
 
 
 def test_linen_users_are_served_by_the_bridge():

@@ -9,6 +9,7 @@ from lipjax.spectral import (
     _gram_sums,
     conv_dominating_diagonal,
     conv_rescale,
+    conv_spectral_norm,
     dominating_diagonal,
     rescale,
     spectral_norm,
@@ -326,3 +327,33 @@ def test_blocks_keep_less_than_the_gram_matrix():
     whole = saved(lambda m: plain_sums(m, weights))
     assert whole >= shape[1] ** 2
     assert blocks <= 0.76 * shape[1] ** 2 + 4 * (np.prod(shape) + 4 * shape[1])
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (7, 7)])
+def test_either_side_may_be_chosen(shape):
+    matrix, rng = gaussian(*shape), np.random.default_rng(1)
+    for num_iters, side in ((1, "input"), (1, "output"), (3, "input")):
+        channels = shape[0] if side == "input" else shape[1]
+        log_q = rng.normal(size=channels).astype(np.float32)
+        got = rescale(matrix, num_iters=num_iters, log_q=log_q, side=side)
+        assert oracles.norm(np.asarray(got)) <= 1
+        exact = np.float64(matrix if side == "output" else matrix.T)
+        power = np.linalg.matrix_power(exact.T @ exact, 2 ** (num_iters - 1))
+        r = np.exp(np.float64(log_q) - log_q.mean())
+        t = (np.abs(power * r / r[:, None]).sum(1)) ** (1 / 2 ** (num_iters - 1))
+        expected = exact / np.sqrt(t)
+        np.testing.assert_allclose(got if side == "output" else got.T, expected, rtol=5e-3)
+    with pytest.raises(ValueError, match="side is 'both'"):
+        rescale(matrix, side="both")
+
+
+def test_the_side_of_a_convolution():
+    kernel = gaussian(3, 2, 4, 4)
+    one, other = (conv_rescale(kernel, side=side) for side in ("input", "output"))
+    turned = conv_rescale(np.flip(kernel, (0, 1)).swapaxes(2, 3), side="output")
+    np.testing.assert_allclose(one, jnp.flip(turned, (0, 1)).swapaxes(2, 3), rtol=1e-5)
+    assert float(jnp.abs(one - other).max()) > 0.01
+    for made in (one, other):
+        assert float(conv_spectral_norm(made, padding="circular", input_size=8).value) < 1.001
+    with pytest.raises(ValueError, match="log_q has shape"):
+        conv_rescale(gaussian(3, 3, 2, 4), side="output", log_q=jnp.zeros(2))

@@ -1,0 +1,68 @@
+"""What the networks for images share: the input, and convolutions chosen by name."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from lipjax import _checks, nn
+
+CONTRACTIONS = ("aol", "rescaled", "spectral", "skew", "block", "cayley")
+"""Convolutions that are contractions, between any numbers of channels."""
+
+_CONV = {
+    "aol": nn.AOLConv,
+    "rescaled": nn.RescaledConv,
+    "spectral": nn.SpectralConv,
+    "skew": nn.SOCConv,
+    "block": nn.BCOPConv,
+}
+
+
+def contraction(
+    kind: str, channels_in: int, channels_out: int, kernel_size: int, *, image, rngs, **options
+):
+    """A convolution of `CONTRACTIONS` on images of size `image`, which only Cayley's needs."""
+    channels = (channels_in, channels_out)
+    if kind == "cayley":
+        return nn.CayleyConv(*channels, kernel_size, input_size=image, rngs=rngs, **options)
+    return _CONV[kind](*channels, kernel_size, rngs=rngs, **options)
+
+
+def check_input(config) -> tuple[int, int]:
+    """Checks `image_shape`, `mean` and `pad` of a config, makes tuples of them.
+
+    Returns the height and width with the zeros around.
+    """
+    for name in ("image_shape", "mean"):  # lists and single numbers are welcome
+        value = getattr(config, name)
+        value = tuple(value) if isinstance(value, list | tuple | np.ndarray) else (value,)
+        object.__setattr__(config, name, value)
+    _checks.integer(0, pad=config.pad)
+    if len(config.image_shape) != 3:
+        raise ValueError(
+            f"image_shape is {config.image_shape}; it must be (height, width, channels)."
+        )
+    for side in config.image_shape:
+        _checks.integer(1, image_shape=side)
+    height, width, channels = config.image_shape
+    if len(config.mean) not in (1, channels) or not np.isfinite(config.mean).all():
+        raise ValueError(
+            f"mean is {config.mean}; it must have 1 or {channels} entries, which are finite."
+        )
+    return height + 2 * config.pad, width + 2 * config.pad
+
+
+def entered(x, config):
+    """Images minus the mean, with `pad` pixels of zeros around: both 1-Lipschitz."""
+    check_images(x, config.image_shape)
+    x = x - jnp.broadcast_to(jnp.asarray(config.mean, x.dtype), x.shape)
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(config.pad,) * 2] * 2 + [(0, 0)])
+
+
+def check_images(x, image_shape) -> None:
+    """An error unless x is a floating batch, or one, of such images."""
+    if x.shape[-3:] != image_shape or x.dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(
+            f"x has shape {x.shape} and dtype {x.dtype}; it must be float32 with shape "
+            f"[..., {', '.join(map(str, image_shape))}] and values in [0, 1]."
+        )
+    _checks.nonempty(x=x)
