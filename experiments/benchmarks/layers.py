@@ -15,6 +15,7 @@ Then inference: the same stacks frozen, forward only, and the ordinary network o
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -73,10 +74,18 @@ def main(arguments=None) -> dict:
     ):
         for name, make in makes.items():
             steps = {"lipjax": _ours(make, None if name in RESIDUAL else "max_min", shape)}
+            failed = {}
             for peer, build in peers.get((kind, name), {}).items():
-                steps[peer] = _theirs(build, shape)
+                try:
+                    steps[peer] = _theirs(build, shape)
+                    steps[peer]()
+                except (RuntimeError, ValueError, AssertionError) as error:
+                    failed[peer] = str(error).splitlines()[0]
+                    steps.pop(peer, None)
+                    print(f"{peer} does not run here: {failed[peer]}")
             seconds = _timed(steps, args.rounds)
             row = {"kind": kind, "layer": name, "examples": shape[0], "seconds": seconds}
+            row["do_not_run_here"] = failed
             rows.append(row)
             times = {peer: s / seconds["lipjax"] for peer, s in seconds.items() if peer != "lipjax"}
             print(
@@ -178,10 +187,11 @@ def _peers() -> dict:
     from torch import nn as torch_nn
 
     def stacked(make, between=None):
-        layers = []
-        for _ in range(DEPTH):
-            layers += [make()] + ([between()] if between else [])
-        return lambda: torch_nn.Sequential(*layers)
+        def build():
+            pairs = [[make()] + ([between()] if between else []) for _ in range(DEPTH)]
+            return torch_nn.Sequential(*itertools.chain(*pairs))
+
+        return build
 
     found["conv", "SLL"] = {"published formula": stacked(lambda: _published_sll(HIDDEN))}
     found["conv", "SLL, as many hidden channels"] = {

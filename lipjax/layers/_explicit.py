@@ -55,8 +55,74 @@ def whitened(v, eps: float):
     # Where the kernel is zero any positive number will do; the factor must exist.
     damping = (eps * einsum("...ii->...", gram).real / cols + 1e-12).astype(v.dtype)
     eye = jnp.broadcast_to(jnp.eye(cols, dtype=v.dtype), gram.shape)
-    lower = jnp.linalg.cholesky(gram + eye * damping[..., None, None])
-    return adjoint(jax.lax.linalg.triangular_solve(lower, adjoint(v), left_side=True, lower=True))
+    return matmul(v, adjoint(inverse_factor(gram + eye * damping[..., None, None])))
+
+
+def one_by_one(fn):
+    """`fn` of matrices `[..., n, m]`; on CPUs one after the other, also under `vmap`.
+
+    Three batched factorizations at a time make the CPU backend of JAX 0.10 wait for ever: each keeps a
+    thread of the pool that it shares its matrices out to. As a loop they take the same time.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def run(*args):
+        lead = args[0].shape[:-2]
+        if not lead or jax.default_backend() != "cpu":
+            return fn(*args)
+        flat = tuple(a.reshape(-1, *a.shape[-2:]) for a in args)
+        made = jax.lax.map(lambda one: fn(*one), flat)
+        return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), made)
+
+    @run.def_vmap
+    def _batched(size, batched, *args):
+        wide = [
+            a if is_batched else jnp.broadcast_to(a, (size, *a.shape))
+            for a, is_batched in zip(args, batched)
+        ]
+        made = run(*wide)
+        return made, jax.tree.map(lambda leaf: True, made)
+
+    return run
+
+
+@one_by_one
+def _factored(matrix):
+    eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
+    lower = jnp.linalg.cholesky(matrix)
+    eye = jnp.broadcast_to(eye, matrix.shape)
+    return jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+
+
+@one_by_one
+def _inverted(matrix):
+    return jnp.linalg.inv(matrix)
+
+
+@jax.custom_jvp
+def inverse_factor(matrix):
+    """`L^-1` of `L L^*`, a positive definite matrix; its derivative takes products alone."""
+    return _factored(matrix)
+
+
+@inverse_factor.defjvp
+def _inverse_factor_jvp(primals, tangents):
+    inverse, moved = inverse_factor(*primals), tangents[0]
+    inside = matmul(inverse, matmul(moved, adjoint(inverse)))
+    half = (jnp.tril(inside) + jnp.tril(inside, -1)) / 2
+    return inverse, -matmul(half, inverse)
+
+
+@jax.custom_jvp
+def inverse(matrix):
+    """The inverse, whose derivative takes products alone; see `inverse_factor`."""
+    return _inverted(matrix)
+
+
+@inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    made = inverse(*primals)
+    return made, -matmul(made, matmul(tangents[0], made))
 
 
 def bjorck_step(w):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from lipjax import _checks
 from lipjax._numerics import matmul, safe_norm, safe_reciprocal
 from lipjax.layers import _initializers, _transfer, forms
-from lipjax.layers._explicit import adjoint, leading_one, upright
+from lipjax.layers._explicit import adjoint, inverse, leading_one, upright
 from lipjax.layers._transfer import Transfer
 from lipjax.layers._transfer import apply as apply_conv
 from lipjax.layers._transfer import multiply as linear_conv
@@ -116,8 +116,8 @@ def transform(matrix: Array) -> Array:
     u, v = matrix[..., :cols, :], matrix[..., cols:, :]
     skew = u - adjoint(u) + matmul(adjoint(v), v)
     eye = jnp.broadcast_to(jnp.eye(cols, dtype=matrix.dtype), skew.shape)
-    inverse = jnp.linalg.inv(eye + skew)
-    return jnp.concatenate([2 * inverse - eye, -2 * matmul(v, inverse)], axis=-2)
+    solved = inverse(eye + skew)
+    return jnp.concatenate([2 * solved - eye, -2 * matmul(v, solved)], axis=-2)
 
 
 def _init(key, shape) -> Params:

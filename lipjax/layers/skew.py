@@ -10,6 +10,7 @@ this library; its proof is one line, |sum_j (i a)^j / j!| <= 1, and `bound` chec
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipjax import _checks
-from lipjax._numerics import on_host_float64, power_of_two
+from lipjax._numerics import matmul, on_host_float64, power_of_two
 from lipjax.layers import _initializers, forms
 from lipjax.layers._convolution import add_bias, convolve
 from lipjax.layers._explicit import Params, leading_one
@@ -91,7 +92,7 @@ def constrain_dense(params: Params) -> Linear:
     skew = _skew(kernel / scale)
     norm = gram_iteration(skew, gradient="norm")
     limit = jnp.pi / jnp.where(norm > 0, norm, 1)
-    rotation = jax.scipy.linalg.expm(skew * jnp.minimum(scale, limit))
+    rotation = exponential(skew * jnp.minimum(scale, limit))
     return forms.linear(rotation[:rows, :cols], params.bias)
 
 
@@ -184,6 +185,35 @@ def _series_bound(angle: float, order: int) -> float:
     turns = np.abs(turns[np.abs(turns.imag) < 1e-3 * (1 + np.abs(turns))].real)
     points = np.concatenate([[0.0, angle], turns[turns <= angle]])
     return forms.at_least(np.sqrt(square(points).max()) * (1 + 1e-12))
+
+
+def exponential(skew: Array) -> Array:
+    """`exp(A)` of a matrix of norm at most pi: a Taylor sum of `A / 8`, squared three times.
+
+    Seven products in float32, where the general function, batched, computes all of its cases. The
+    terms left out are below 1e-8 in float32 (degree 8) and 1e-15 in float64 (degree 13).
+
+    >>> import jax.numpy as jnp
+    >>> exponential(jnp.array([[0.0, jnp.pi / 2], [-jnp.pi / 2, 0.0]])).round(4) + 0.0
+    Array([[ 0.,  1.],
+           [-1.,  0.]], dtype=float32)
+    """
+    a = skew / 8
+    second = matmul(a, a)
+    powers = [jnp.eye(a.shape[-1], dtype=a.dtype), a, second, matmul(second, a)]
+    fourth = matmul(second, second)
+
+    def part(first, last):
+        return sum(p / math.factorial(j) for j, p in zip(range(first, last + 1), powers))
+
+    if a.dtype == jnp.float32:
+        total = part(4, 7) + fourth / math.factorial(8)
+    else:
+        total = part(4, 7) + matmul(fourth, part(8, 11) + matmul(fourth, part(12, 13)))
+    total = part(0, 3) + matmul(fourth, total)
+    for _ in range(3):
+        total = matmul(total, total)
+    return total
 
 
 def _skew(kernel):

@@ -85,3 +85,15 @@ def test_windows_without_a_centre_are_refused():
     with pytest.raises(ValueError, match="order is 0"):
         weights = skew.constrain_conv(skew.init_conv(jax.random.key(0), 2, 2))
         skew.apply_conv(weights, jnp.ones((4, 4, 2)), order=0)
+
+
+@pytest.mark.parametrize("dtype,error", [("float32", 3e-6), ("float64", 1e-14)])
+def test_the_exponential_up_to_a_norm_of_pi(dtype, error):
+    with jax.enable_x64(True):
+        for size in (1, 2, 7, 40):
+            a = RNG.normal(size=(size, size))
+            a = a - a.T
+            a *= np.pi / max(oracles.norm(a), 1e-30)
+            got = np.asarray(skew.exponential(jnp.asarray(a, dtype)))
+            assert got.dtype == dtype
+            np.testing.assert_allclose(got, scipy.linalg.expm(a), atol=error)

@@ -156,3 +156,28 @@ def test_axes_that_the_mesh_lacks_are_named(options):
         options = options | {"mesh": jax.make_mesh((8,), ("data",))}
     with pytest.raises(ValueError, match="axis is .*; it must be one of the mesh's axes"):
         nn.constrain(stack(), **options)
+
+
+HANGS = """
+import jax, jax.numpy as jnp
+from flax import nnx
+from lipjax import nn
+kinds = [nn.CholeskyDense, nn.CayleyDense, nn.QRDense, nn.CholeskyDense, nn.CayleyDense]
+stacks = [nn.Stack(lambda rngs: kind(128, 128, rngs=rngs), 6, rngs=nnx.Rngs(0)) for kind in kinds]
+x = jnp.ones((4, 128))
+step = jax.jit(jax.grad(lambda stacks: sum(jnp.sum(s(x) ** 2) for s in stacks)))
+for _ in range(10):
+    jax.block_until_ready(step(stacks))
+print("done")
+"""
+
+
+def test_factorizations_of_several_stacks_come_to_an_end(tmp_path):
+    """Batched ones, a few at a time, make JAX 0.10 wait for ever on two cores."""
+    import subprocess
+    import sys
+
+    script = tmp_path / "hangs.py"
+    script.write_text(HANGS)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
+    assert done.stdout.endswith("done\n"), done.stderr[-2000:]
