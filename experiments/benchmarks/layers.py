@@ -4,8 +4,10 @@ command: python -m experiments.benchmarks.layers [--out FILE] [--rounds 7]
          (peers are timed where they are installed: torch, deel-torchlip, orthogonium)
 
 Stacks of four layers of equal width, MaxMin between linear ones: dense ones of 512 features on 256
-vectors, convolutions of 45 channels on 32 images of 32 x 32 pixels. A step is the constraint, the
+vectors, convolutions of 45 channels (SLL and CPL, as in size S) or 48 on 32 images of 32 x 32 pixels.
+A step is the constraint, the
 forward pass and the gradient for all parameters; the time is the median over the rounds, waited for.
+Björck's iteration takes 12 steps, as orthogonium's does (torchlip stops when little changes).
 Peers are named with the layer of theirs that does the same: the published SLL convolution is written
 here from its formula, channels last.
 
@@ -31,12 +33,12 @@ from lipjax import nn, selfcheck
 from lipjax.layers import activations
 
 DEPTH, WIDTH, BATCH = 4, 512, 256
-CHANNELS, HIDDEN, SIZE, IMAGES = 45, 5, 32, 32
+CHANNELS, EVEN, HIDDEN, SIZE, IMAGES = 45, 48, 5, 32, 32
 
 DENSE = {
     "SLL": lambda rngs: nn.SLLDense(WIDTH, WIDTH, rngs=rngs),
     "AOL": lambda rngs: nn.AOLDense(WIDTH, WIDTH, rngs=rngs),
-    "Björck": lambda rngs: nn.BjorckDense(WIDTH, WIDTH, rngs=rngs),
+    "Björck": lambda rngs: nn.BjorckDense(WIDTH, WIDTH, num_steps=12, rngs=rngs),
     "Cayley": lambda rngs: nn.CayleyDense(WIDTH, WIDTH, rngs=rngs),
     "QR": lambda rngs: nn.QRDense(WIDTH, WIDTH, rngs=rngs),
     "Cholesky": lambda rngs: nn.CholeskyDense(WIDTH, WIDTH, rngs=rngs),
@@ -47,14 +49,12 @@ CONV = {
     "SLL": lambda rngs: nn.SLLConv(CHANNELS, HIDDEN, rngs=rngs),
     "SLL, as many hidden channels": lambda rngs: nn.SLLConv(CHANNELS, CHANNELS, rngs=rngs),
     "CPL": lambda rngs: nn.CPLConv(CHANNELS, HIDDEN, rngs=rngs),
-    "AOL": lambda rngs: nn.AOLConv(CHANNELS, CHANNELS, rngs=rngs),
-    "SOC": lambda rngs: nn.SOCConv(CHANNELS, CHANNELS, rngs=rngs),
-    "normalized": lambda rngs: nn.SpectralConv(CHANNELS, CHANNELS, rngs=rngs),
+    "AOL": lambda rngs: nn.AOLConv(EVEN, EVEN, rngs=rngs),
+    "SOC": lambda rngs: nn.SOCConv(EVEN, EVEN, rngs=rngs),
+    "normalized": lambda rngs: nn.SpectralConv(EVEN, EVEN, rngs=rngs),
+    "block": lambda rngs: nn.BCOPConv(EVEN, EVEN, rngs=rngs),
 }
-FROZEN = {
-    "dense": DENSE,
-    "conv": CONV | {"block": lambda rngs: nn.BCOPConv(CHANNELS, CHANNELS, rngs=rngs)},
-}
+FROZEN = {"dense": DENSE, "conv": CONV}
 RESIDUAL = ("SLL", "SLL, as many hidden channels", "CPL")
 
 
@@ -70,9 +70,13 @@ def main(arguments=None) -> dict:
     rows = []
     for kind, makes, shape in (
         ("dense", DENSE, (BATCH, WIDTH)),
-        ("conv", CONV, (IMAGES, SIZE, SIZE, CHANNELS)),
+        ("conv", CONV, (IMAGES, SIZE, SIZE, EVEN)),
     ):
         for name, make in makes.items():
+            if kind == "conv" and name in RESIDUAL:
+                shape = (*shape[:-1], CHANNELS)
+            elif kind == "conv":
+                shape = (*shape[:-1], EVEN)
             steps = {"lipjax": _ours(make, None if name in RESIDUAL else "max_min", shape)}
             failed = {}
             for peer, build in peers.get((kind, name), {}).items():
@@ -95,7 +99,7 @@ def main(arguments=None) -> dict:
     inference = []
     for kind, names, shape in (
         ("dense", ("AOL", "Björck", "Cayley"), (BATCH, WIDTH)),
-        ("conv", ("AOL", "normalized", "block"), (IMAGES, SIZE, SIZE, CHANNELS)),
+        ("conv", ("AOL", "normalized", "block"), (IMAGES, SIZE, SIZE, EVEN)),
     ):
         for name in names:
             steps = {"lipjax": _frozen(FROZEN[kind][name], shape), "flax": _ordinary(kind, shape)}
@@ -136,7 +140,7 @@ def _ordinary(kind, shape):
     rngs = nnx.Rngs(0)
     makes = {
         "dense": lambda: nnx.Linear(WIDTH, WIDTH, rngs=rngs),
-        "conv": lambda: nnx.Conv(CHANNELS, CHANNELS, (3, 3), rngs=rngs),
+        "conv": lambda: nnx.Conv(EVEN, EVEN, (3, 3), rngs=rngs),
     }
     layers = nnx.List([makes[kind]() for _ in range(DEPTH)])
     x = jax.random.normal(jax.random.key(0), shape)
@@ -203,7 +207,7 @@ def _peers() -> dict:
         sort = torchlip.GroupSort2
         linear = stacked(lambda: torchlip.SpectralLinear(WIDTH, WIDTH), sort)
         found.setdefault(("dense", "Björck"), {})["torchlip SpectralLinear"] = linear
-        conv = stacked(lambda: torchlip.SpectralConv2d(CHANNELS, CHANNELS, 3, padding=1), sort)
+        conv = stacked(lambda: torchlip.SpectralConv2d(EVEN, EVEN, 3, padding=1), sort)
         found.setdefault(("conv", "normalized"), {})["torchlip SpectralConv2d"] = conv
     if _installed("orthogonium"):
         _add_orthogonium(found, stacked)
@@ -212,6 +216,8 @@ def _peers() -> dict:
 
 def _add_orthogonium(found, stacked):
     from orthogonium import reparametrizers as ways
+    from orthogonium.layers.conv.adaptiveSOC import AdaptiveSOCConv2d
+    from orthogonium.layers.conv.AOC import AdaptiveOrthoConv2d
     from orthogonium.layers.conv.AOL.aol import AOLConv2D
     from orthogonium.layers.conv.SLL.sll_layer import (
         SDPBasedLipschitzDense,
@@ -244,15 +250,21 @@ def _add_orthogonium(found, stacked):
         ),
         ("conv", "AOL"): (
             "orthogonium AOL",
-            stacked(lambda: AOLConv2D(CHANNELS, CHANNELS, 3, padding=1), MaxMin),
+            stacked(lambda: AOLConv2D(EVEN, EVEN, 3, padding=1), MaxMin),
         ),
         ("conv", "SOC"): (
             "orthogonium SOC, 5 terms",
-            stacked(lambda: SOC(CHANNELS, CHANNELS), MaxMin),
+            stacked(lambda: SOC(EVEN, EVEN), MaxMin),
         ),
     }
     for key, (peer, build) in rows.items():
         found.setdefault(key, {})[peer] = build
+    found["conv", "SOC"]["orthogonium AdaptiveSOC"] = stacked(
+        lambda: AdaptiveSOCConv2d(EVEN, EVEN, 3, padding=3), MaxMin
+    )
+    found["conv", "block"] = {
+        "orthogonium AOC": stacked(lambda: AdaptiveOrthoConv2d(EVEN, EVEN, 3, padding=1), MaxMin)
+    }
 
 
 def _published_sll(hidden):

@@ -14,7 +14,7 @@ CONFIG = RunConfig(
     model=LipConvNetConfig(
         layer="skew", image_shape=(8, 8, 1), width=16, blocks=2, block_depth=2, mean=(0.3053,)
     ),
-    epochs=100,
+    epochs=40,
     batch_size=128,
     learning_rate=0.005,
     offset=0.9,
