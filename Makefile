@@ -9,8 +9,8 @@ RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 # Most of the time goes into compiling. Where rounding is what is tested, programs are compiled as
 # users compile them; elsewhere with fewer passes, in two thirds of the time.
-PRECISE = tests/soundness_test.py tests/numerics_test.py tests/lowering_test.py tests/margin_test.py \
-  tests/certificates_test.py tests/spectral
+PRECISE = tests/soundness_test.py tests/numerics_test.py tests/margin_test.py \
+  $(filter-out tests/spectral/network_test.py, $(wildcard tests/spectral/*_test.py))
 PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 FEWER_PASSES = XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=1"
 QUICK = tests/contracts_test.py tests/typing_test.py tests/numerics_test.py tests/lowering_test.py \

@@ -27,6 +27,25 @@ def contraction(
     return _CONV[kind](*channels, kernel_size, rngs=rngs, **options)
 
 
+HEADS = {"normalized": nn.NormalizedHead, "orthogonal": nn.CayleyDense}
+"""What reads the classes off: class vectors of norm 1, or orthonormal ones (features >= classes)."""
+
+
+def head(config, features: int, rngs):
+    """The head that a config names."""
+    return HEADS[config.head](features, config.num_classes, rngs=rngs)
+
+
+def check_head(config, features: int) -> None:
+    """An error for an unknown head, or more classes than there can be orthonormal vectors."""
+    _checks.one_of(tuple(HEADS), head=config.head)
+    if config.head == "orthogonal" and config.num_classes > features:
+        raise ValueError(
+            f"head is 'orthogonal' and num_classes is {config.num_classes}; there must be at most as "
+            f"many classes as features, {features}. Use 'normalized'."
+        )
+
+
 def check_input(config) -> tuple[int, int]:
     """Checks `image_shape`, `mean` and `pad` of a config, makes tuples of them.
 

@@ -54,6 +54,8 @@ class ConvNetConfig:
         dense_hidden: Hidden units of a residual dense layer (not used by AOL).
         activation: Inside layers with a skip and sandwich layers, or between contractions. None
             means ReLU inside and MaxMin between.
+        head: `"normalized"`, class vectors of norm 1, or `"orthogonal"`, orthonormal ones: then the
+            vector of logits is 1-Lipschitz too.
         mean: Subtracted from the input, one number or one per channel.
         std: The input is divided by it, one number or one per channel; the network's Lipschitz
             constant is then `1 / min(std)`, and `bound` counts it.
@@ -73,6 +75,7 @@ class ConvNetConfig:
     dense_width: int | None = None
     dense_hidden: int = 2048
     activation: str | None = None
+    head: str = "normalized"
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
@@ -128,6 +131,7 @@ class ConvNetConfig:
                 f"dense_width is {self.dense_width}; it must be None or at least the "
                 f"{self.flat_features} features that the pooling leaves."
             )
+        _parts.check_head(self, self.features)
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, channels):
                 raise ValueError(
@@ -215,7 +219,7 @@ class LipschitzConvNet(nnx.Module):
         self.config = config
         self.conv = _trunk(config, rngs, dense=False)
         self.dense = _trunk(config, rngs, dense=True)
-        self.head = nn.NormalizedHead(config.features, config.num_classes, rngs=rngs)
+        self.head = _parts.head(config, config.features, rngs)
 
     def __call__(self, x: Array) -> Array:
         """Logits `float[..., classes]` of images `float[..., height, width, channels]` in [0, 1]."""

@@ -2,7 +2,7 @@
 
 Every block is a row of 3 x 3 convolutions, the last of which follows a move of 2 x 2 pixels into the
 channels and gives twice as many channels as the block began with; in the last block that convolution
-is 1 x 1. An activation follows each, and a normalized head reads the classes off what is left. With
+is 1 x 1. An activation follows each, and a head reads the classes off what is left. With
 `block_depth` n it is the LipConvNet-5n of the paper.
 
 Reference: Singla, Feizi (2021), https://arxiv.org/abs/2105.11417; the normalized head by Singla,
@@ -32,6 +32,8 @@ class LipConvNetConfig:
         blocks: Number of blocks.
         block_depth: Convolutions in a block; 1 to 8 are the paper's LipConvNet-5 to 40.
         activation: After each convolution.
+        head: `"normalized"`, class vectors of norm 1, or `"orthogonal"`, orthonormal ones: then the
+            vector of logits is 1-Lipschitz too.
         mean: Subtracted from the input, one number or one per channel.
         pad: Pixels of zeros around the image after that, an isometry.
     """
@@ -43,6 +45,7 @@ class LipConvNetConfig:
     blocks: int = 5
     block_depth: int = 1
     activation: str = "max_min"
+    head: str = "normalized"
     mean: tuple[float, ...] = (0.0,)
     pad: int = 0
 
@@ -60,6 +63,7 @@ class LipConvNetConfig:
         channels = self.image_shape[2]
         if channels > self.width:
             raise ValueError(f"width is {self.width}; it must be at least the {channels} channels.")
+        _parts.check_head(self, self.features)
 
     @property
     def features(self) -> int:
@@ -107,7 +111,7 @@ class LipConvNet(nnx.Module):
             channels = config.width * 2 ** (i + 1)
         self.rows = nnx.List(rows)
         self.halvings = nnx.List(halvings)
-        self.head = nn.NormalizedHead(config.features, config.num_classes, rngs=rngs)
+        self.head = _parts.head(config, config.features, rngs)
 
     def _row(self, channels, image, rngs):
         return nn.Stack(

@@ -41,6 +41,8 @@ class LiResNetConfig:
         dense_width: Features of the tail.
         dense_depth: Matrices of the tail.
         activation: Between layers.
+        head: `"normalized"`, class vectors of norm 1, or `"orthogonal"`, orthonormal ones: then the
+            vector of logits is 1-Lipschitz too.
         mean: Subtracted from the input, one number or one per channel.
         pad: Pixels of zeros around the image after that, an isometry.
     """
@@ -54,6 +56,7 @@ class LiResNetConfig:
     dense_width: int = 2048
     dense_depth: int = 8
     activation: str = "max_min"
+    head: str = "normalized"
     mean: tuple[float, ...] = (0.5,)
     pad: int = 0
 
@@ -62,6 +65,7 @@ class LiResNetConfig:
         for name in ("num_classes", "width", "depth", "patch", "dense_width", "dense_depth"):
             _checks.integer(1, **{name: getattr(self, name)})
         activations.one_lipschitz(self.activation)
+        _parts.check_head(self, self.dense_width)
         height, width = _parts.check_input(self)
         if height % (2 * self.patch) or width % (2 * self.patch):
             raise ValueError(
@@ -108,7 +112,7 @@ class LiResNet(nnx.Module):
             between=config.activation,
             rngs=rngs,
         )
-        self.head = nn.NormalizedHead(config.dense_width, config.num_classes, rngs=rngs)
+        self.head = _parts.head(config, config.dense_width, rngs)
 
     def _convolution(self, rngs):
         config = self.config

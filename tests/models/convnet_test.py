@@ -148,3 +148,28 @@ def test_bad_images_are_named():
     with pytest.raises(ValueError, match="config is 'XS'"):
         LipschitzConvNet("XS", rngs=nnx.Rngs(0))
     assert set(SIZES) >= {"S", "M", "L", "XL"}
+
+
+def test_an_orthogonal_head_makes_all_logits_one_lipschitz():
+    config = ConvNetConfig(
+        image_shape=(4, 4, 1),
+        num_classes=3,
+        conv_depth=0,
+        pool=1,
+        dense_depth=1,
+        dense_hidden=8,
+        head="orthogonal",
+    )
+    frozen = nn.freeze(LipschitzConvNet(config, rngs=nnx.Rngs(0)))
+    vectors = np.asarray(frozen.class_vectors())
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-5)
+    assert float(frozen.bound().value) <= 1 + 1e-5
+    wide = dataclasses.replace(config, head="normalized")
+    assert float(nn.freeze(LipschitzConvNet(wide, rngs=nnx.Rngs(0))).bound().value) > 1.01
+    logits, options = frozen(jnp.ones((4, 4, 1))), dict(lipschitz=frozen.feature_bound())
+    with_head = margin.certify(logits, head=frozen.class_vectors(), **options)
+    np.testing.assert_allclose(with_head.radius, margin.certify(logits, **options).radius, 1e-4)
+    with pytest.raises(ValueError, match="head is 'orthogonal' and num_classes is 20"):
+        dataclasses.replace(config, num_classes=20)
+    with pytest.raises(ValueError, match="head is 'linear'"):
+        dataclasses.replace(config, head="linear")
