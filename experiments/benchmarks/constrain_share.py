@@ -1,7 +1,7 @@
 """How much of a training step the constraint of the weights takes.
 
 command: python -m experiments.benchmarks.constrain_share [--size S] [--batch-size 256] [--out FILE]
-         (with XLA_FLAGS=--xla_force_host_platform_device_count=8 to count operations per device)
+         (with --operations and XLA_FLAGS=--xla_force_host_platform_device_count=8: operations per device)
 
 Times, in one process and in turn: the whole step (constraint, forward, backward, pull-back of the
 gradient through the constraint), the same without the constraint (weights as parameters), and
@@ -34,9 +34,13 @@ def main(arguments=None) -> dict:
     parser.add_argument("--size", default="S", choices=sorted(SIZES))
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--operations", action="store_true", help="count operations, time nothing")
     parser.add_argument("--out")
     args = parser.parse_args(arguments)
     model = LipschitzConvNet(args.size, rngs=nnx.Rngs(0))
+    if args.operations:
+        counted = {"size": args.size, "operations_per_device": _operations(model.dense)}
+        return _write(counted | {"platform": selfcheck.describe_platform()}, args.out)
     loss_fn = setup.loss(configs.load("cifar10_s"))
     key = jax.random.key(0)
     images = jax.random.uniform(key, (args.batch_size, *model.config.image_shape))
@@ -113,9 +117,13 @@ def main(arguments=None) -> dict:
         "operations_per_device": _operations(model.dense),
         "platform": selfcheck.describe_platform(),
     }
+    return _write(report, args.out)
+
+
+def _write(report, out) -> dict:
     print(json.dumps(report, indent=1))
-    if args.out:
-        with open(args.out, "w") as file:
+    if out:
+        with open(out, "w") as file:
             json.dump(report, file, indent=1)
     return report
 

@@ -9,7 +9,7 @@ from experiments import compare_layers
 
 
 def run(out, *options):
-    options = ["--data", "digits", "--cpu-minutes", "0.1", "--out", str(out), *options]
+    options = ["--data", "digits", "--cpu-minutes", "0.05", "--out", str(out), *options]
     with jax.numpy_dtype_promotion("standard"):
         return compare_layers.main(options)
 
@@ -19,9 +19,9 @@ def test_rows_seeds_and_going_on(tmp_path, capsys):
     rows = run(out, "--layers", "aol", "--nets", "dense", "--best", "0")
     assert [row["seed"] for row in rows] == [0]
     row = rows[0]
-    assert row["steps"] > 20 and row["bound"] <= 1 + 1e-5 and row["steps_skipped"] == 0
+    assert row["steps"] > 10 and row["bound"] <= 1 + 1e-5 and row["steps_skipped"] == 0
     clean, *certified = row["test"]
-    assert clean > 0.8 and certified == sorted(certified, reverse=True) and certified[0] <= clean
+    assert clean > 0.7 and certified == sorted(certified, reverse=True) and certified[0] <= clean
     stored = json.loads(out.read_text())
     stored["rows"][0]["seconds"] = -1.0  # not made again
     out.write_text(json.dumps(stored))
