@@ -1,7 +1,7 @@
 """How much of a training step the constraint of the weights takes.
 
 command: python -m experiments.benchmarks.constrain_share [--size S] [--batch-size 256] [--out FILE]
-         (with --operations and XLA_FLAGS=--xla_force_host_platform_device_count=8: operations per device)
+         (operations per device: --operations, XLA_FLAGS=--xla_force_host_platform_device_count=8)
 
 Times, in one process and in turn: the whole step (constraint, forward, backward, pull-back of the
 gradient through the constraint), the same without the constraint (weights as parameters), and
