@@ -3,6 +3,7 @@
     spectral    spectral norms of matrices and convolutions, as proved bounds
     layers      1-Lipschitz layers: SLL, CPL, AOL, and the condition that proves them
     margin      certificates from the margins of a Lipschitz classifier
+    smoothing   randomized smoothing: sampling, confidence, certificates from counts
     attacks     projected gradient descent, to hold certificates against
     data        readers, batches and augmentation
     training    losses, the jitted step, checkpoints
@@ -19,6 +20,7 @@ from lipjax import attacks as attacks
 from lipjax import data as data
 from lipjax import layers as layers
 from lipjax import margin as margin
+from lipjax import smoothing as smoothing
 from lipjax import spectral as spectral
 from lipjax import typing as typing
 

@@ -1,0 +1,50 @@
+"""What certificates from counts share: checked counts, the class, radii that are rounded down."""
+
+import numpy as np
+
+from lipjax import _checks
+from lipjax.typing import ABSTAIN, Certificate
+
+
+def checked(least_classes: int, **named):
+    """Counts as int64 arrays `[..., K]` of one shape, which count something."""
+    arrays = {name: np.asarray(value) for name, value in named.items()}
+    for name, counts in arrays.items():
+        if not np.issubdtype(counts.dtype, np.integer):
+            raise ValueError(f"{name} has dtype {counts.dtype}; counts are integers.")
+        if counts.ndim < 1 or counts.shape[-1] < least_classes:
+            raise ValueError(
+                f"{name} has shape {counts.shape}; its last axis must have at least {least_classes} "
+                "classes."
+            )
+        if np.any(counts < 0) or np.any(counts.sum(-1) < 1):
+            raise ValueError(
+                f"{name} is {counts!r}; counts are at least 0, and every row counts a sample."
+            )
+    (first, one), *rest = arrays.items()
+    for name, counts in rest:
+        if counts.shape != one.shape:
+            raise ValueError(
+                f"{name} has shape {counts.shape} and {first} {one.shape}; they must be the same."
+            )
+    return [counts.astype(np.int64) for counts in arrays.values()]
+
+
+def levels(alpha: float, sigma) -> np.ndarray:
+    """Checks the level and the noise; the noise as float64."""
+    if not (isinstance(alpha, float | np.floating) and 0 < alpha < 1):
+        raise ValueError(f"alpha is {alpha!r}; it must be a number strictly between 0 and 1.")
+    _checks.positive(sigma=sigma)
+    return np.asarray(sigma, np.float64)
+
+
+def chosen(selection):
+    """The class with the most votes, the first at a tie: `int[..., 1]`."""
+    return np.argmax(selection, axis=-1)[..., None]
+
+
+def certificate(prediction, radius, info) -> Certificate:
+    """Abstains where the radius is not above 0; otherwise rounds it down."""
+    sure = radius > 0
+    prediction = np.where(sure, prediction, ABSTAIN).astype(np.int32)
+    return Certificate(prediction, np.where(sure, radius * (1 - 1e-13), 0.0), info)

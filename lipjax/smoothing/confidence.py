@@ -1,0 +1,249 @@
+r"""Confidence bounds on a mean, each one-sided at its level.
+
+Every function returns an `Interval` whose `lower` and `upper` each fail with probability at most
+`alpha`, over the samples: together they fail with probability at most `2 alpha`. What certificates
+spend of their own `alpha` on which of them is their ledger's business.
+
+They run in float64 on the host: float32 loses half of the digits of an incomplete beta function at a
+million samples. For programs on a device there is `lower_table`, the bound for every count.
+
+Near one, a probability has no digits left for what matters, the chance of failure: `failure` returns
+that, an upper bound on `1 - p`, in full precision.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lipjax import _checks
+
+MARGIN = 1e-12
+"""Relative, by which bounds are moved outwards: the inverse functions are good to a few 1e-15."""
+
+
+class Interval(NamedTuple):
+    """Bounds, each of which holds with probability `1 - alpha` by itself.
+
+    Attributes:
+        lower: float64, at most the truth.
+        upper: float64, at least the truth.
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+def clopper_pearson(successes, trials, *, alpha: float) -> Interval:
+    """Exact bounds on a probability from a count (Clopper and Pearson 1934).
+
+    Args:
+        successes: `int[...]`, from 0 to `trials`.
+        trials: `int[...]`, at least 1.
+        alpha: Level of each side, in (0, 1).
+
+    Guarantee: `P(lower > p) <= alpha` and `P(upper < p) <= alpha` for every p. Outwards of the exact
+    bounds by a relative 1e-12. No success gives 0, no failure 1.
+
+    Raises:
+        ValueError: for counts that are no integers or out of range, alpha outside (0, 1).
+
+    >>> found = clopper_pearson(990, 1000, alpha=0.001)
+    >>> float(found.lower.round(4)), float(found.upper.round(4))
+    (0.976, 0.997)
+    """
+    from scipy import special
+
+    k, n = _counted(successes, trials)
+    _open_unit(alpha=alpha)
+    lower = special.betaincinv(np.maximum(k, 1), n - k + 1, alpha) * (1 - MARGIN)
+    upper = special.betainccinv(k + 1, np.maximum(n - k, 1), alpha) * (1 + MARGIN)
+    return Interval(np.where(k == 0, 0.0, lower), np.where(k == n, 1.0, np.minimum(upper, 1.0)))
+
+
+def failure(successes, trials, *, alpha: float) -> np.ndarray:
+    """Upper bound on `1 - p` at level alpha, in full precision near 0.
+
+    Arguments and errors as `clopper_pearson`, whose lower bound is one minus this.
+
+    >>> failure(100_000, 100_000, alpha=0.001).round(9)
+    np.float64(6.9075e-05)
+    """
+    _counted(successes, trials)
+    k, n = np.asarray(successes), np.asarray(trials)
+    return clopper_pearson(n - k, n, alpha=alpha).upper
+
+
+def lower_table(trials: int, *, alpha: float) -> np.ndarray:
+    """`float64[trials + 1]`: the lower bound of `clopper_pearson` for every count.
+
+    Sent to a device once, rounded down, it turns counts into bounds by indexing.
+
+    >>> table = lower_table(100, alpha=0.001)
+    >>> table.shape, bool(table[90] == clopper_pearson(90, 100, alpha=0.001).lower)
+    ((101,), True)
+    """
+    _checks.integer(1, trials=trials)
+    return clopper_pearson(np.arange(trials + 1), trials, alpha=alpha).lower
+
+
+def randomized_clopper_pearson(successes, trials, uniform, *, alpha: float) -> Interval:
+    """Exact bounds that use a random number to waste nothing of alpha.
+
+    Args:
+        successes: `int[...]`, from 0 to `trials`.
+        trials: `int[...]`, at least 1.
+        uniform: `float[...]` in (0, 1), drawn once for this bound, independently of the samples and
+            before they are looked at. Trying several is cheating: store the one that was used.
+        alpha: Level of each side, in (0, 1).
+
+    Returns:
+        Bounds inside those of `clopper_pearson`.
+
+    Guarantee: each side fails with probability exactly alpha over samples and `uniform`, up to 1e-10.
+
+    Reference: Voráček (2024) brings them to randomized smoothing; the bounds are classical (Stevens
+    1950).
+
+    >>> found = randomized_clopper_pearson(100, 100, 0.5, alpha=0.001)
+    >>> bool(clopper_pearson(100, 100, alpha=0.001).lower < found.lower)
+    True
+    """
+    from scipy import special
+
+    k, n = _counted(successes, trials)
+    _open_unit(alpha=alpha)
+    u = np.asarray(uniform, np.float64)
+    if not np.all((u > 0) & (u < 1)):
+        raise ValueError(f"uniform is {uniform!r}; it must lie strictly between 0 and 1.")
+    k, n, u = np.broadcast_arrays(k, n, u)
+
+    def lower(k):
+        def tail(p):  # P(X > k) + u P(X = k), increasing in p
+            above = np.where(
+                k < n, special.betainc(np.minimum(k, n - 1) + 1, np.maximum(n - k, 1), p), 0
+            )
+            from_k = np.where(k > 0, special.betainc(np.maximum(k, 1), n - k + 1, p), 1)
+            return above + u * (from_k - above)
+
+        low, high = np.zeros(k.shape), np.ones(k.shape)
+        for _ in range(200):
+            middle = (low + high) / 2
+            below = tail(middle) <= alpha
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        return low * (1 - MARGIN)
+
+    return Interval(lower(k), 1 - lower(n - k))
+
+
+def hoeffding(mean, trials, *, alpha: float) -> Interval:
+    """Bounds on the mean of variables in [0, 1] from the number of samples alone; for comparison.
+
+    `chernoff_kl` is never wider. Reference: Hoeffding (1963).
+
+    >>> found = hoeffding(0.9, 100_000, alpha=0.001)
+    >>> float(found.lower.round(5))
+    0.89412
+    """
+    m, n = _averaged(mean, trials)
+    _open_unit(alpha=alpha)
+    return _outwards(m, np.sqrt(-np.log(alpha) / (2 * n)))
+
+
+def empirical_bernstein(mean, variance, trials, *, alpha: float) -> Interval:
+    """Bounds on the mean of variables in [0, 1] from their measured variance (Maurer, Pontil 2009).
+
+    Args:
+        mean: `float[...]` in [0, 1].
+        variance: `float[...]`, the unbiased one (divided by `trials - 1`).
+        trials: `int[...]`, at least 2.
+        alpha: Level of each side, in (0, 1).
+
+    Raises:
+        ValueError: for a mean or variance that such variables cannot have.
+
+    >>> found = empirical_bernstein(0.9, 0.09, 100_000, alpha=0.001)
+    >>> float(found.lower.round(5))
+    0.89612
+    """
+    m, n = _averaged(mean, trials)
+    _open_unit(alpha=alpha)
+    v = np.asarray(variance, np.float64)
+    if np.any(n < 2):
+        raise ValueError(f"trials is {trials!r}; a variance needs at least 2.")
+    if not np.all((v >= 0) & (v <= m * (1 - m) * n / (n - 1) * (1 + 1e-5) + 1e-9)):
+        raise ValueError(
+            f"variance is {variance!r}; of variables in [0, 1] it is at least 0 and at most "
+            "mean (1 - mean) trials / (trials - 1)."
+        )
+    log = np.log(2 / alpha)
+    return _outwards(m, np.sqrt(2 * v * log / n) + 7 * log / (3 * (n - 1)))
+
+
+def chernoff_kl(mean, trials, *, alpha: float) -> Interval:
+    """Bounds on the mean of variables in [0, 1] by the relative entropy.
+
+    The lower one is the smallest p with `kl(mean, p) <= log(1 / alpha) / trials`. Never wider than
+    `hoeffding`; for counts `clopper_pearson` is closer still.
+
+    Reference: Chernoff (1952); for variables in [0, 1], Hoeffding (1963), theorem 1.
+
+    >>> found = chernoff_kl(0.9, 100_000, alpha=0.001)
+    >>> float(found.lower.round(5))
+    0.89644
+    """
+    m, n = _averaged(mean, trials)
+    _open_unit(alpha=alpha)
+    m, n = np.broadcast_arrays(m, n)
+    budget = -np.log(alpha) / n
+
+    def lower(m):
+        low, high = np.zeros(m.shape), m.copy()
+        for _ in range(100):
+            middle = (low + high) / 2
+            outside = _kl(m, middle) > budget * (1 + MARGIN)
+            low, high = np.where(outside, middle, low), np.where(outside, high, middle)
+        return low * (1 - MARGIN)
+
+    return Interval(lower(m), 1 - lower(1 - m))
+
+
+def _kl(m, p):
+    """`m log(m / p) + (1 - m) log((1 - m) / (1 - p))`, infinite where p leaves no room."""
+    from scipy import special
+
+    return special.rel_entr(m, p) + special.rel_entr(1 - m, 1 - p)
+
+
+def _outwards(mean, shift) -> Interval:
+    shift = shift * (1 + MARGIN) + MARGIN
+    return Interval(np.maximum(mean - shift, 0.0), np.minimum(mean + shift, 1.0))
+
+
+def _counted(successes, trials):
+    """Counts as float64, which holds them exactly."""
+    k, n = np.asarray(successes), np.asarray(trials)
+    for name, value in (("successes", k), ("trials", n)):
+        if not np.issubdtype(value.dtype, np.integer):
+            raise ValueError(f"{name} has dtype {value.dtype}; counts are integers.")
+    if n.size and n.min() < 1:
+        raise ValueError(f"trials is {trials!r}; it must be at least 1.")
+    if np.any(k < 0) or np.any(k > n):
+        raise ValueError(
+            f"successes is {successes!r}; it must lie between 0 and trials, {trials!r}."
+        )
+    return k.astype(np.float64), n.astype(np.float64)
+
+
+def _averaged(mean, trials):
+    m, n = np.asarray(mean, np.float64), np.asarray(trials)
+    if not np.issubdtype(n.dtype, np.integer) or np.any(n < 1):
+        raise ValueError(f"trials is {trials!r}; it must be an integer of at least 1.")
+    if not np.all((m >= 0) & (m <= 1)):
+        raise ValueError(f"mean is {mean!r}; it must lie in [0, 1].")
+    return m, n.astype(np.float64)
+
+
+def _open_unit(**named) -> None:
+    for name, value in named.items():
+        if not (isinstance(value, float | np.floating) and 0 < value < 1):
+            raise ValueError(f"{name} is {value!r}; it must be a number strictly between 0 and 1.")

@@ -1,0 +1,100 @@
+r"""Certificates against changed tokens and a moved continuous part together.
+
+The continuous input has Gaussian noise of deviation sigma, the tokens a kernel of their own. With
+$\rho = r / \sigma$, clean atoms $p_i$ of the token likelihood ratio $\gamma_i$ and a threshold u,
+
+$$ F(u) = \sum_i p_i \Phi(u - \log\gamma_i / \rho), \qquad
+   V(u) = \sum_i \gamma_i p_i \Phi(u - \log\gamma_i / \rho - \rho), $$
+
+and the smallest attacked mean of any function with clean mean p is V(u) where F(u) = p. It falls as r or
+the number of edits grows, so one search finds the radius, and the largest number of edits is the worst.
+No edits give the radius of Cohen et al., r = 0 gives `lipjax.smoothing.discrete.worst_case`.
+
+Reference: Delattre et al. (2026), https://arxiv.org/abs/2605.12876.
+"""
+
+import numpy as np
+
+from lipjax import _checks
+from lipjax.smoothing.discrete import SLACK, worst_case
+
+STEPS = 56
+"""Of each bisection: the intervals shrink to less than the rounding of their ends."""
+
+
+def radius(p_lower, *, kernel, num_edits: int, sigma, threshold: float = 0.5) -> np.ndarray:
+    """How far the continuous part may move while that many tokens change, and the mean stay above.
+
+    Args:
+        p_lower: `float[...]` in [0, 1], at most the clean mean, such as a confidence bound.
+        kernel: `lipjax.smoothing.kernels.Uniform`, `Mask` or `Ablation`.
+        num_edits: Number of tokens that the attack may change.
+        sigma: Deviation of the noise on the continuous part, a number or `float[...]`.
+        threshold: What the mean must stay at least at, in (0, 1): 1/2 for the majority of a vote.
+
+    Returns:
+        float64, rounded down; 0 where nothing is proved (or only the tokens are: see `worst_case`).
+
+    Guarantee: for every attack with at most `num_edits` changed tokens and a continuous part moved by at
+    most the radius, the mean is at least the threshold.
+
+    Raises:
+        ValueError: for p outside [0, 1], a threshold outside (0, 1), sigma not positive, or what
+            `worst_case` refuses.
+
+    >>> from lipjax.smoothing.kernels import Uniform
+    >>> radius(0.999, kernel=Uniform(0.25, 30_000), num_edits=1, sigma=0.5, threshold=4.6e-5).round(4)
+    np.float64(3.1089)
+    """
+    _checks.positive(sigma=sigma)
+    if not (isinstance(threshold, float | np.floating) and 0 < threshold < 1):
+        raise ValueError(f"threshold is {threshold!r}; it must lie strictly between 0 and 1.")
+    p = np.asarray(p_lower, np.float64)
+    if not np.all((p >= 0) & (p <= 1)):
+        raise ValueError(f"p_lower is {p_lower!r}; it must lie in [0, 1].")
+    unique, place = np.unique(p, return_inverse=True)  # counts repeat
+    left = worst_case(unique, kernel=kernel, num_edits=num_edits)
+    found = np.zeros(unique.shape)
+    alive = left >= threshold
+    if alive.any():
+        atoms = kernel.atoms(num_edits)
+        found[alive] = _largest(unique[alive], atoms, threshold)
+    return (found[place].reshape(p.shape) * np.asarray(sigma, np.float64))[()]
+
+
+def _largest(p, atoms, threshold):
+    """The largest rho with an attacked mean of at least the threshold, from below."""
+    from scipy import special
+
+    # Without tokens nothing is larger: a garbling.
+    low = np.zeros(p.shape)
+    high = -special.ndtri(1 - p) - special.ndtri(threshold)
+    unbounded = np.isinf(high)
+    high = np.where(unbounded, 100.0, np.maximum(high, 0)) * (1 + 1e-9)
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        sure = _attacked(p, np.maximum(middle, 1e-9), atoms) >= threshold
+        low, high = np.where(sure, middle, low), np.where(sure, high, middle)
+    return low * (1 - SLACK)
+
+
+def _attacked(p, rho, atoms):
+    """V at F = p, from below."""
+    from scipy import special
+
+    log_mass, log_ratio, _ = atoms
+    mass, moved = np.exp(log_mass), np.exp(log_mass + log_ratio)
+    shift = log_ratio / rho[:, None]
+    missing = 1 - p  # of the finite atoms, from the top
+    total = mass.sum()
+    share = np.clip(missing / total, 0, 1)
+    z = -special.ndtri(np.where(share > 0, share, 0.5))
+    low, high = z + shift.min(1), z + shift.max(1)
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        upper = (mass * special.ndtr(shift - middle[:, None])).sum(1)  # 1 - F on the finite atoms
+        enough = upper >= missing * (1 + 1e-13)  # then u is at most the true one
+        low, high = np.where(enough, middle, low), np.where(enough, high, middle)
+    found = (moved * special.ndtr(low[:, None] - shift - rho[:, None])).sum(1) * (1 - SLACK)
+    found = np.where(share >= 1, 0.0, found)
+    return np.where(share <= 0, moved.sum() * (1 - SLACK), found)

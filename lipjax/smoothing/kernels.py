@@ -1,0 +1,143 @@
+r"""Noise on tokens, as what a certificate needs of it: the law of the likelihood ratio.
+
+An attack that changes d tokens moves the law of the noisy input. What can still be proved depends on the
+clean probability $p_i$ of each value of the likelihood ratio $\gamma_i$, adversarial over clean, alone.
+All probabilities are kept as logarithms, so that hundreds of edits and alphabets of any size neither
+overflow nor vanish.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from lipjax import _checks
+
+
+class Atoms(NamedTuple):
+    """The clean law of the likelihood ratio.
+
+    Attributes:
+        log_mass: `float64[n]`, logarithms of clean probabilities of the finite positive ratios.
+        log_ratio: `float64[n]`, increasing.
+        lost: Clean probability of ratio 0, of outcomes that the attacked input never has.
+    """
+
+    log_mass: np.ndarray
+    log_ratio: np.ndarray
+    lost: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Keeps a token with probability `1 - beta`, else replaces it by one of the others, uniformly.
+
+    Attributes:
+        beta: In [0, 1].
+        vocab_size: Number of tokens that may occur, in the clean, the noisy and the attacked text; at
+            least 2.
+
+    Of d edits the ratio takes 2 d + 1 values. Reference: Lee et al. (2019),
+    https://arxiv.org/abs/1906.04948.
+
+    >>> Uniform(0.5, 3).atoms(1).lost
+    0.0
+    """
+
+    beta: float
+    vocab_size: int
+
+    def __post_init__(self):
+        _checks.within(0.0, 1.0, beta=self.beta)
+        _checks.integer(2, vocab_size=self.vocab_size)
+
+    def atoms(self, num_edits: int) -> Atoms:
+        """The law of the ratio for an attack that changes that many tokens."""
+        from scipy import special
+
+        _checks.integer(0, num_edits=num_edits)
+        d, keep = num_edits, 1 - self.beta
+        other = self.beta / (self.vocab_size - 1)
+        rest = self.beta * (self.vocab_size - 2) / (self.vocab_size - 1)
+        i, j = np.meshgrid(
+            np.arange(d + 1), np.arange(d + 1), indexing="ij"
+        )  # clean and attacked token
+        i, j = i[i + j <= d], j[i + j <= d]
+        ways = special.gammaln(d + 1) - special.gammaln(i + 1) - special.gammaln(j + 1)
+        ways = ways - special.gammaln(d - i - j + 1) + special.xlogy(d - i - j, rest)
+        clean = ways + special.xlogy(i, keep) + special.xlogy(j, other)
+        attacked = ways + special.xlogy(j, keep) + special.xlogy(i, other)
+        lost = float(np.exp(clean[np.isneginf(attacked)]).sum())
+        common = ~np.isneginf(clean) & ~np.isneginf(attacked)
+        clean, steps = clean[common], (j - i)[common]
+        values, place = np.unique(steps, return_inverse=True)
+        log_mass = np.full(len(values), -np.inf)
+        np.logaddexp.at(log_mass, place, clean)
+        unit = np.log(keep) - np.log(other) if 0 < self.beta < 1 else 0.0
+        order = np.argsort(values * unit, kind="stable")
+        return Atoms(log_mass[order], (values * unit)[order], min(lost, 1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Replaces a token by a mask with probability `beta`.
+
+    Attributes:
+        beta: In [0, 1]. The mask is no token that an attack can write.
+
+    >>> Mask(0.9).atoms(2).lost.round(4)
+    np.float64(0.19)
+    """
+
+    beta: float
+
+    def __post_init__(self):
+        _checks.within(0.0, 1.0, beta=self.beta)
+
+    def atoms(self, num_edits: int) -> Atoms:
+        """The law of the ratio: 1 where every changed token is masked, else 0."""
+        _checks.integer(0, num_edits=num_edits)
+        return _all_or_nothing(self.beta**num_edits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """Keeps `keep` tokens of `length`, drawn without replacement, and masks the others.
+
+    Reference: Levine, Feizi (2020), https://arxiv.org/abs/1911.09272; Zeng et al. (2023),
+    https://arxiv.org/abs/2105.03743.
+
+    >>> Ablation(5, 50).atoms(1).lost.round(4)
+    np.float64(0.1)
+    """
+
+    keep: int
+    length: int
+
+    def __post_init__(self):
+        _checks.integer(1, keep=self.keep, length=self.length)
+        if self.keep > self.length:
+            raise ValueError(f"keep is {self.keep}; it must be at most the length {self.length}.")
+
+    def atoms(self, num_edits: int) -> Atoms:
+        """The law of the ratio: 1 where no changed token is kept, else 0."""
+        from scipy import special
+
+        _checks.integer(0, num_edits=num_edits)
+        if num_edits > self.length:
+            raise ValueError(
+                f"num_edits is {num_edits}; it must be at most the length {self.length}."
+            )
+        if self.length - num_edits < self.keep:
+            return _all_or_nothing(0.0)
+        terms = [self.length - num_edits + 1, self.length - self.keep + 1]
+        terms += [self.length + 1, self.length - num_edits - self.keep + 1]
+        a, b, c, d = special.gammaln(np.array(terms, np.float64))
+        return _all_or_nothing(min(1.0, float(np.exp(a + b - c - d))))
+
+
+def _all_or_nothing(unseen: float) -> Atoms:
+    """Ratio 1 with that probability, else 0."""
+    if unseen == 0:
+        return Atoms(np.zeros(0), np.zeros(0), 1.0)
+    return Atoms(np.log([unseen]), np.zeros(1), np.float64(1 - unseen))

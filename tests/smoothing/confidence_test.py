@@ -1,0 +1,138 @@
+"""Confidence bounds: against the reference values, and their failure rates by enumeration."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from lipjax.smoothing import confidence
+from lipjax.smoothing.confidence import clopper_pearson
+
+ORACLES = Path(__file__).parents[2].parent / "shared" / "oracles" / "smoothing.json"
+
+
+def cases(family):
+    if not ORACLES.exists():
+        pytest.skip("the reference values are not beside the checkout")
+    return [c for c in json.loads(ORACLES.read_text())["cases"] if c["family"] == family]
+
+
+def test_counts_against_the_reference():
+    for case in cases("cp"):
+        k, n, alpha = (case["inputs"][name] for name in ("k", "n", "alpha"))
+        found, exact = clopper_pearson(k, n, alpha=alpha), case["exact"]
+        assert found.lower <= exact["lower"] <= found.lower + 1e-9
+        assert found.upper - 1e-9 <= exact["upper"] <= found.upper
+        q = confidence.failure(k, n, alpha=alpha)
+        assert exact["q_fail_upper"] <= q <= exact["q_fail_upper"] * (1 + 1e-9)
+
+
+def test_means_against_the_reference():
+    for case in cases("bernstein"):
+        mean, std, n, alpha = (case["inputs"][name] for name in ("mean", "std", "n", "alpha"))
+        exact = case["exact"]
+        found = confidence.empirical_bernstein(mean, std**2, n, alpha=alpha)
+        np.testing.assert_allclose(found.lower, exact["lower"], rtol=1e-9)
+        found = confidence.chernoff_kl(mean, n, alpha=alpha)
+        np.testing.assert_allclose(found.lower, exact["kl_lower"], rtol=1e-9)
+        found = confidence.hoeffding(mean, n, alpha=alpha)
+        np.testing.assert_allclose(mean - found.lower, exact["hoeffding_shift"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("trials", [1, 2, 10, 100, 1000, 100_000, 1_000_000])
+@pytest.mark.parametrize("alpha", [1e-12, 1e-3, 0.3])
+def test_conservative_by_at_most_1e_8(trials, alpha):
+    rng = np.random.default_rng(0)
+    k = np.unique(np.r_[0, 1, trials // 2, trials - 1, trials, rng.integers(0, trials + 1, 200)])
+    exact = np.where(k == 0, 0, special.betaincinv(np.maximum(k, 1), trials - k + 1, alpha))
+    found = clopper_pearson(k, trials, alpha=alpha)
+    assert (found.lower <= exact).all() and (found.lower >= exact - 1e-11).all()
+    np.testing.assert_allclose(
+        found.upper, 1 - clopper_pearson(trials - k, trials, alpha=alpha).lower, atol=1e-11
+    )
+    table = confidence.lower_table(trials, alpha=alpha) if trials <= 1000 else found.lower
+    assert (np.diff(table) >= 0).all()
+
+
+def failure_rate(lower, trials, p):
+    """The exact chance that a lower bound, given for every count, exceeds p."""
+    return stats.binom.pmf(np.arange(trials + 1), trials, p)[lower > p].sum()
+
+
+PROBABILITIES = np.r_[np.linspace(0.001, 0.999, 400), 1 - np.geomspace(1e-6, 1e-2, 50)]
+
+
+@pytest.mark.parametrize("trials", [1, 7, 60])
+@pytest.mark.parametrize("alpha", [0.001, 0.05])
+def test_failure_rates_are_at_most_alpha(trials, alpha):
+    k = np.arange(trials + 1)
+    mean = k / trials
+    bounds = {
+        "clopper_pearson": clopper_pearson(k, trials, alpha=alpha),
+        "hoeffding": confidence.hoeffding(mean, trials, alpha=alpha),
+        "chernoff_kl": confidence.chernoff_kl(mean, trials, alpha=alpha),
+    }
+    if trials > 1:
+        variance = mean * (1 - mean) * trials / (trials - 1)
+        bounds["bernstein"] = confidence.empirical_bernstein(mean, variance, trials, alpha=alpha)
+    for name, found in bounds.items():
+        rates = [failure_rate(found.lower, trials, p) for p in PROBABILITIES]
+        assert max(rates) <= alpha * (1 + 1e-9), name
+        flipped = [failure_rate(1 - found.upper[::-1], trials, p) for p in PROBABILITIES]
+        assert max(flipped) <= alpha * (1 + 1e-9), name
+    near = np.nextafter(bounds["clopper_pearson"].lower[1:], 0)  # just below each bound: tight
+    assert (
+        max(failure_rate(bounds["clopper_pearson"].lower, trials, p) for p in near) > 0.99 * alpha
+    )
+
+
+def test_negative_control_the_normal_approximation_fails_too_often():
+    trials, alpha = 60, 0.05
+    mean = np.arange(trials + 1) / trials
+    wald = mean - special.ndtri(1 - alpha) * np.sqrt(mean * (1 - mean) / trials)
+    assert max(failure_rate(wald, trials, p) for p in PROBABILITIES) > 2 * alpha
+
+
+@pytest.mark.parametrize("p", [0.3, 0.9, 0.999])
+def test_the_randomized_bounds_fail_exactly_as_often_as_allowed(p):
+    trials, alpha = 20, 0.05
+    k, u = np.meshgrid(np.arange(trials + 1), (np.arange(2000) + 0.5) / 2000, indexing="ij")
+    found = confidence.randomized_clopper_pearson(k, trials, u, alpha=alpha)
+    chances = stats.binom.pmf(np.arange(trials + 1), trials, p)
+    rate = (chances[:, None] * (found.lower > p)).sum() / 2000
+    np.testing.assert_allclose(rate, alpha, atol=1e-3)
+    rate = (chances[:, None] * (found.upper < p)).sum() / 2000
+    np.testing.assert_allclose(rate, alpha, atol=1e-3)
+    plain = clopper_pearson(k, trials, alpha=alpha)
+    assert (found.lower >= plain.lower - 1e-11).all() and (found.upper <= plain.upper + 1e-11).all()
+
+
+def test_kl_is_inside_hoeffding():
+    mean, n = np.linspace(0, 1, 101), 500
+    kl = confidence.chernoff_kl(mean, n, alpha=0.01)
+    wide = confidence.hoeffding(mean, n, alpha=0.01)
+    assert (kl.lower >= wide.lower - 1e-11).all() and (kl.upper <= wide.upper + 1e-11).all()
+
+
+@pytest.mark.parametrize(
+    "call,word",
+    [
+        (lambda: clopper_pearson(3, 2, alpha=0.1), "successes is 3"),
+        (lambda: clopper_pearson(-1, 2, alpha=0.1), "successes is -1"),
+        (lambda: clopper_pearson(1.0, 2, alpha=0.1), "successes has dtype"),
+        (lambda: clopper_pearson(1, 0, alpha=0.1), "trials is 0"),
+        (lambda: clopper_pearson(1, 2, alpha=0.0), "alpha is 0.0"),
+        (lambda: clopper_pearson(1, 2, alpha=float("nan")), "alpha is nan"),
+        (lambda: clopper_pearson(1, 2, alpha=1), "alpha is 1"),
+        (lambda: confidence.hoeffding(1.5, 2, alpha=0.1), "mean is 1.5"),
+        (lambda: confidence.empirical_bernstein(0.5, 0.1, 1, alpha=0.1), "trials is 1"),
+        (lambda: confidence.empirical_bernstein(0.5, 0.3, 100, alpha=0.1), "variance is 0.3"),
+        (lambda: confidence.randomized_clopper_pearson(1, 2, 1.0, alpha=0.1), "uniform is 1.0"),
+        (lambda: confidence.lower_table(0, alpha=0.1), "trials is 0"),
+    ],
+)
+def test_bad_input_is_named(call, word):
+    with pytest.raises(ValueError, match=word):
+        call()

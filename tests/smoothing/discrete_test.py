@@ -1,0 +1,115 @@
+"""The worst case of changed tokens: reference values, brute force, the edges of every kernel."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from lipjax.smoothing.discrete import worst_case
+from lipjax.smoothing.kernels import Ablation, Mask, Uniform
+from tests.smoothing.confidence_test import cases
+
+
+def kernel_of(given):
+    if given.get("kernel", "uniform") == "uniform":
+        return Uniform(given["beta"], given["V"])
+    return Mask(given["beta"])
+
+
+@pytest.mark.parametrize("family", ["discrete", "sparse_smoothing"])
+def test_against_the_reference(family):
+    for case in cases(family):
+        given, exact = case["inputs"], case["exact"]
+        found = worst_case(given["pA"], kernel=kernel_of(given), num_edits=given["d"])
+        assert found <= exact * (1 + 1e-12) + 1e-15, case["id"]
+        np.testing.assert_allclose(found, exact, rtol=1e-9, atol=1e-12, err_msg=case["id"])
+
+
+def test_the_published_thresholds():
+    for case in cases("lee_rho_inv"):
+        given, threshold = case["inputs"], float(case["exact"])
+        kernel = Uniform(given["beta"], given["V"])
+        left = worst_case(threshold, kernel=kernel, num_edits=given["d"])
+        np.testing.assert_allclose(left, 0.5, rtol=1e-8)
+
+
+def test_ablation_stops_before_the_first_radius_that_fails():
+    for case in cases("ranmask"):
+        given = case["inputs"]
+        kernel = Ablation(given["keep"], given["length"])
+        left = [
+            worst_case(given["p_lower"], kernel=kernel, num_edits=d)
+            for d in range(given["length"] + 1)
+        ]
+        assert int(np.sum(np.array(left) > 0.5)) - 1 == case["exact"]["certified"]
+
+
+def brute_force(p, kernel, d):
+    """The linear program over all outcomes of d tokens; clean 0, attacked 1, of a small alphabet."""
+    if isinstance(kernel, Mask):
+        clean, attacked = [1 - kernel.beta, 0, kernel.beta], [0, 1 - kernel.beta, kernel.beta]
+    else:
+        other = kernel.beta / (kernel.vocab_size - 1)
+        clean = [other] * kernel.vocab_size
+        attacked = list(clean)
+        clean[0] = attacked[1] = 1 - kernel.beta
+    outcomes = list(itertools.product(range(len(clean)), repeat=d))
+    one = np.array([np.prod([clean[t] for t in o]) for o in outcomes])
+    two = np.array([np.prod([attacked[t] for t in o]) for o in outcomes])
+    found = optimize.linprog(two, A_ub=-one[None], b_ub=[-p], bounds=(0, 1), method="highs")
+    return found.fun
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.6, 2 / 3, 0.9, 1.0])
+@pytest.mark.parametrize("vocab", [2, 3, 4])
+def test_the_uniform_kernel_by_brute_force(beta, vocab):
+    for d, p in itertools.product((1, 2, 3), (0.2, 0.9, 0.999)):
+        found = worst_case(p, kernel=Uniform(beta, vocab), num_edits=d)
+        exact = brute_force(p, Uniform(beta, vocab), d)
+        assert found <= exact + 1e-9
+        np.testing.assert_allclose(found, exact, atol=2e-9)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.95, 1.0])
+def test_the_mask_by_brute_force(beta):
+    for d, p in itertools.product((1, 2, 3), (0.2, 0.9, 0.999)):
+        np.testing.assert_allclose(
+            worst_case(p, kernel=Mask(beta), num_edits=d), brute_force(p, Mask(beta), d), atol=2e-9
+        )
+
+
+def test_no_noise_proves_nothing_and_all_noise_everything():
+    """A public code certifies a radius where every token is kept."""
+    assert worst_case(0.99, kernel=Uniform(0.0, 30_000), num_edits=1) == 0
+    assert worst_case(0.99, kernel=Mask(0.0), num_edits=1) == 0
+    np.testing.assert_allclose(worst_case(0.99, kernel=Mask(1.0), num_edits=5), 0.99)
+    np.testing.assert_allclose(worst_case(0.7, kernel=Uniform(0.25, 10), num_edits=0), 0.7)
+
+
+def test_more_edits_leave_less_and_hundreds_do_not_overflow():
+    p = np.linspace(0.0, 1.0, 101)
+    previous = p
+    for d in (1, 2, 5, 30, 200):
+        left = worst_case(p, kernel=Uniform(0.99, 30_000), num_edits=d)
+        assert np.isfinite(left).all() and (left <= previous + 1e-12).all()
+        assert (np.diff(left) >= -1e-12).all()
+        previous = left
+    assert worst_case(1.0, kernel=Uniform(0.99, 30_000), num_edits=200) > 0.9
+
+
+@pytest.mark.parametrize(
+    "call,word",
+    [
+        (lambda: worst_case(1.1, kernel=Mask(0.5), num_edits=1), "p_lower is 1.1"),
+        (lambda: worst_case(0.9, kernel="mask", num_edits=1), "kernel is 'mask'"),
+        (lambda: worst_case(0.9, kernel=Mask(0.5), num_edits=-1), "num_edits is -1"),
+        (lambda: Mask(1.5), "beta is 1.5"),
+        (lambda: Uniform(0.5, 1), "vocab_size is 1"),
+        (lambda: Ablation(5, 4), "keep is 5"),
+        (lambda: worst_case(0.9, kernel=Ablation(1, 4), num_edits=5), "num_edits is 5"),
+    ],
+)
+def test_bad_input_is_named(call, word):
+    with pytest.raises(ValueError, match=word):
+        call()

@@ -1,0 +1,96 @@
+"""CERTIFY and PREDICT: reference values, failure rates by enumeration, the edges."""
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from lipjax.smoothing import gaussian
+from lipjax.typing import ABSTAIN
+from tests.smoothing.confidence_test import cases
+
+
+def test_certify_against_the_reference():
+    for case in cases("cohen_certify"):
+        given, exact = case["inputs"], case["exact"]
+        found = gaussian.certify(
+            given["counts_sel"], given["counts_est"], sigma=given["sigma"], alpha=given["alpha"]
+        )
+        assert found.prediction == exact["cls"]
+        assert found.radius <= exact["radius"] <= found.radius * (1 + 1e-9)
+        np.testing.assert_allclose(found.info["p_lower"], exact["p_lower"], rtol=1e-9)
+
+
+def test_predict_against_the_reference():
+    for case in cases("cohen_predict"):
+        found = gaussian.predict(case["inputs"]["counts"], alpha=case["inputs"]["alpha"])
+        assert found == case["exact"]["cls"]
+
+
+def test_the_largest_radius_there_is():
+    for case in cases("max_radius"):
+        n, alpha = case["inputs"]["n"], case["inputs"]["alpha"]
+        found = gaussian.certify([1, 0], [n, 0], sigma=1.0, alpha=alpha)
+        exact = max(case["exact"]["z_max"], 0)
+        assert found.radius <= exact <= found.radius * (1 + 1e-9)
+
+
+def test_a_batch_is_its_rows():
+    rng = np.random.default_rng(0)
+    selection, estimation = rng.multinomial(50, [0.5, 0.3, 0.2], (2, 7)), None
+    estimation = rng.multinomial(900, [0.8, 0.15, 0.05], (2, 7))
+    sigma = rng.uniform(0.1, 1, (2, 7))
+    found = gaussian.certify(selection, estimation, sigma=sigma, alpha=0.01)
+    for place in np.ndindex(2, 7):
+        one = gaussian.certify(selection[place], estimation[place], sigma=sigma[place], alpha=0.01)
+        assert one.prediction == found.prediction[place] and one.radius == found.radius[place]
+    assert (found.prediction == ABSTAIN).any() and (found.radius[found.prediction == 0] > 0).all()
+
+
+@pytest.mark.parametrize("p", [0.5, 0.6, 0.9, 0.99])
+def test_failure_rate_by_enumeration(p):
+    """Two classes, of which the first has chance p; a certificate is wrong above its true radius."""
+    first, trials, alpha = 5, 40, 0.05
+    k0, k = np.meshgrid(np.arange(first + 1), np.arange(trials + 1), indexing="ij")
+    found = gaussian.certify(
+        np.stack([k0, first - k0], -1), np.stack([k, trials - k], -1), sigma=1.0, alpha=alpha
+    )
+    true = np.where(found.prediction == 0, 1, -1) * special.ndtri(p)
+    wrong = (found.prediction != ABSTAIN) & (found.radius > true)
+    chance = stats.binom.pmf(k0, first, p) * stats.binom.pmf(k, trials, p)
+    assert (chance * wrong).sum() <= alpha
+    # Choosing the class on the sample that bounds it fails too often.
+    votes = np.stack([k[0], trials - k[0]], -1)
+    reused = gaussian.certify(votes, votes, sigma=1.0, alpha=alpha)
+    true = np.where(reused.prediction == 0, 1, -1) * special.ndtri(p)
+    bad = (reused.prediction != ABSTAIN) & (reused.radius > true)
+    if p == 0.5:
+        assert (stats.binom.pmf(k[0], trials, p) * bad).sum() > 1.2 * alpha
+
+
+def test_predict_errs_at_most_as_often_as_allowed():
+    trials, alpha = 60, 0.05
+    k = np.arange(trials + 1)
+    for p in (0.5, 0.45, 0.3):  # class 1 is at least as likely
+        found = gaussian.predict(np.stack([k, trials - k], -1), alpha=alpha)
+        assert stats.binom.pmf(k, trials, p)[found == 0].sum() <= alpha
+
+
+@pytest.mark.parametrize(
+    "change,word",
+    [
+        (dict(selection=[1.0, 0.0]), "selection has dtype"),
+        (dict(selection=[3]), "selection has shape"),
+        (dict(estimation=[5, 0, 0]), "estimation has shape"),
+        (dict(estimation=[5, -1]), "estimation is"),
+        (dict(estimation=[0, 0]), "every row counts a sample"),
+        (dict(alpha=0.0), "alpha is 0.0"),
+        (dict(alpha=1.5), "alpha is 1.5"),
+        (dict(sigma=0.0), "sigma is 0.0"),
+        (dict(sigma=float("nan")), "sigma is nan"),
+    ],
+)
+def test_bad_input_is_named(change, word):
+    good = dict(selection=[5, 0], estimation=[90, 10], sigma=0.5, alpha=0.01)
+    given = good | change
+    with pytest.raises(ValueError, match=word):
+        gaussian.certify(given.pop("selection"), given.pop("estimation"), **given)

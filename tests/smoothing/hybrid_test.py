@@ -1,0 +1,125 @@
+"""Tokens and a continuous part together: reference values, limits, monotony, the edges."""
+
+import numpy as np
+import pytest
+from scipy import special
+
+from lipjax.smoothing import gaussian, hybrid
+from lipjax.smoothing.discrete import worst_case
+from lipjax.smoothing.kernels import Ablation, Mask, Uniform
+from tests.smoothing.confidence_test import cases
+from tests.smoothing.discrete_test import kernel_of
+
+
+def test_against_the_reference():
+    for case in cases("hybrid"):
+        given, exact = case["inputs"], case["exact"]["radius"]
+        if isinstance(exact, str):
+            continue
+        found = hybrid.radius(
+            given["pA"],
+            kernel=kernel_of(given),
+            num_edits=given["d"],
+            sigma=given["sigma"],
+            threshold=given["tau"],
+        )
+        expected = min(exact, given.get("r_max", np.inf))
+        assert found <= exact * (1 + 1e-10) + 1e-12 or exact >= given["r_max"] - 1e-6, case["id"]
+        np.testing.assert_allclose(
+            min(found, given["r_max"]), expected, rtol=1e-9, atol=1e-9, err_msg=case["id"]
+        )
+
+
+def test_whole_curves():
+    for case in cases("hybrid_curve"):
+        given = case["inputs"]
+        n, alpha = given["n"], given["alpha"]
+        p = alpha ** (1 / n) if given["nA"] == n else None
+        for name, kernel in (
+            ("uniform", Uniform(given["beta"], given["V"])),
+            ("absorb", Mask(given["beta"])),
+        ):
+            for d, exact in enumerate(case["exact"][name]):
+                found = hybrid.radius(
+                    p, kernel=kernel, num_edits=d, sigma=given["sigma"], threshold=given["tau"]
+                )
+                np.testing.assert_allclose(found, exact, rtol=1e-8, atol=1e-9)
+
+
+def test_no_edits_are_the_gaussian_radius():
+    counts = np.array([[5000, 0], [4990, 10], [3000, 2000], [2000, 3000]])
+    known = gaussian.certify(counts, counts, sigma=0.7, alpha=0.001)
+    p = known.info["p_lower"]
+    found = hybrid.radius(p, kernel=Uniform(0.5, 10), num_edits=0, sigma=0.7)
+    np.testing.assert_allclose(found, known.radius, rtol=1e-8)
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_the_mask_has_a_closed_form(d):
+    p, beta, sigma, threshold = np.array([0.9, 0.99, 0.9999]), 0.8, 0.5, 0.1
+    v = beta**d
+    inside = (p - 1 + v) / v
+    exact = sigma * (special.ndtri(inside) - special.ndtri(threshold / v))
+    exact = np.where(p - 1 + v >= threshold, exact, 0)
+    found = hybrid.radius(p, kernel=Mask(beta), num_edits=d, sigma=sigma, threshold=threshold)
+    assert (found <= exact * (1 + 1e-9)).all()
+    np.testing.assert_allclose(found, exact, rtol=1e-8)
+
+
+def test_falls_with_edits_and_rises_with_p():
+    p = np.linspace(0.5, 0.999999, 60)
+    previous = np.full(p.shape, np.inf)
+    for d in range(5):
+        found = hybrid.radius(p, kernel=Uniform(0.9, 50), num_edits=d, sigma=1.0)
+        assert (found <= previous + 1e-9).all() and (np.diff(found) >= -1e-9).all()
+        previous = found
+        left = worst_case(p, kernel=Uniform(0.9, 50), num_edits=d)
+        assert ((found > 0) <= (left >= 0.5)).all()
+
+
+def test_attacks_on_the_worst_function_reach_the_threshold_and_not_before():
+    """Monte Carlo of the function that Neyman and Pearson name, at the radius and beyond."""
+    rng = np.random.default_rng(0)
+    beta, vocab, sigma, p, n = 0.6, 4, 1.0, 0.95, 400_000
+    r = float(hybrid.radius(p, kernel=Uniform(beta, vocab), num_edits=1, sigma=sigma))
+    keep, other = 1 - beta, beta / (vocab - 1)
+
+    def sample(token, shift):
+        kept = rng.random(n) < keep
+        moved = (token + rng.integers(1, vocab, n)) % vocab
+        return np.where(kept, token, moved), shift + sigma * rng.normal(size=n)
+
+    def log_ratio(token, y, rho):
+        gamma = np.where(token == 1, keep / other, np.where(token == 0, other / keep, 1.0))
+        return np.log(gamma) + rho * y - rho**2 / 2
+
+    for distance, above in ((r, True), (1.1 * r, False)):
+        clean = log_ratio(*sample(0, 0.0), distance)
+        cut = np.quantile(clean, p)
+        attacked = np.mean(log_ratio(*sample(1, distance), distance) <= cut)
+        assert (attacked > 0.5 - 0.005) == above
+
+
+def test_no_noise_on_tokens_proves_nothing_once_one_changes():
+    assert hybrid.radius(0.99, kernel=Uniform(0.0, 30_000), num_edits=1, sigma=0.5) == 0
+    assert hybrid.radius(0.99, kernel=Mask(0.0), num_edits=1, sigma=0.5) == 0
+    full = hybrid.radius(0.99, kernel=Mask(1.0), num_edits=3, sigma=0.5)
+    np.testing.assert_allclose(full, 0.5 * special.ndtri(0.99), rtol=1e-8)
+    assert hybrid.radius(0.99, kernel=Ablation(5, 50), num_edits=2, sigma=0.5) > 0
+
+
+@pytest.mark.parametrize(
+    "change,word",
+    [
+        (dict(p_lower=2.0), "p_lower is 2.0"),
+        (dict(sigma=0.0), "sigma is 0.0"),
+        (dict(threshold=0.0), "threshold is 0.0"),
+        (dict(threshold=1.0), "threshold is 1.0"),
+        (dict(num_edits=1.5), "num_edits is 1.5"),
+        (dict(kernel=None), "kernel is None"),
+    ],
+)
+def test_bad_input_is_named(change, word):
+    given = dict(p_lower=0.9, kernel=Mask(0.9), num_edits=1, sigma=0.5, threshold=0.5) | change
+    with pytest.raises(ValueError, match=word):
+        hybrid.radius(given.pop("p_lower"), **given)

@@ -1,0 +1,148 @@
+"""Every class bounded: reference values, failure rates by enumeration, budgets against each other."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from lipjax.smoothing import confidence, gaussian, multiclass
+from lipjax.typing import ABSTAIN
+from tests.smoothing.confidence_test import cases
+
+BUDGETS = ["weighted", "bonferroni", "partition"]
+
+
+def counts(given):
+    """Counts of a reference case, which may be shortened."""
+    if isinstance(given, list):
+        return np.array(given)
+    rest = np.full(given["K"] - len(given["head"]), given["rest"])
+    return np.r_[given["head"], rest]
+
+
+@pytest.mark.parametrize(
+    "family,budget",
+    [("weighted_bonferroni", "weighted"), ("bonferroni_multi", "bonferroni"), ("cpm", "partition")],
+)
+def test_against_the_reference(family, budget):
+    for case in cases(family):
+        given, exact = case["inputs"], case["exact"]
+        if given.get("mode", "Rmulti") != "Rmulti":
+            continue
+        found = multiclass.certify(
+            counts(given["counts_sel"]),
+            counts(given["counts_est"]),
+            sigma=given["sigma"],
+            alpha=given["alpha"],
+            budget=budget,
+        )
+        assert found.prediction == exact["cls"], case["id"]
+        expected = exact.get("radius_capped", exact["radius"])
+        assert found.radius <= expected <= found.radius * (1 + 1e-9) + 1e-12, case["id"]
+        assert sum(np.sum(level) for level in found.info["ledger"].values()) <= given["alpha"] * (
+            1 + 1e-12
+        )
+
+
+def wrong(found, p):
+    """Whether certificates exceed the truth for chances p: the boundary of a multi-class half-space."""
+    order = special.ndtri(p)
+    true = np.array([(order[a] - max(np.delete(order, a))) / 2 for a in range(len(p))])
+    return (found.prediction != ABSTAIN) & (found.radius > true[found.prediction] + 1e-12)
+
+
+def all_counts(trials):
+    rows = [(a, b, trials - a - b) for a in range(trials + 1) for b in range(trials + 1 - a)]
+    return np.array(rows)
+
+
+HARD = [(0.4, 0.4, 0.2), (0.34, 0.33, 0.33), (0.6, 0.3, 0.1), (0.9, 0.05, 0.05)]
+
+
+def rate(p, certify, first=4, trials=12):
+    """The exact chance of a wrong certificate for three classes."""
+    one, two = all_counts(first), all_counts(trials)
+    chances = [stats.multinomial.pmf(c, c[0].sum(), p) for c in (one, two)]
+    i, j = np.meshgrid(np.arange(len(one)), np.arange(len(two)), indexing="ij")
+    bad = wrong(certify(one[i], two[j]), np.array(p))
+    return (chances[0][i] * chances[1][j] * bad).sum()
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("p", HARD)
+def test_failure_rates_by_enumeration(budget, p):
+    options = dict(sigma=1.0, alpha=0.05, budget=budget)
+    assert rate(p, lambda a, b: multiclass.certify(a, b, **options)) <= 0.05
+
+
+def runner_up_only(selection, estimation, *, sigma, alpha):
+    """The wrong recipe: bounds for the class and the second of the first sample alone."""
+    order = np.argsort(-selection, axis=-1, kind="stable")
+    a, b = (np.take_along_axis(estimation, order[..., i : i + 1], -1)[..., 0] for i in (0, 1))
+    n = estimation.sum(-1)
+    low = confidence.clopper_pearson(a, n, alpha=alpha / 2).lower
+    high = confidence.clopper_pearson(b, n, alpha=alpha / 2).upper
+    radius = sigma / 2 * (special.ndtri(low) - special.ndtri(high))
+    found = gaussian.certify(selection, estimation, sigma=sigma, alpha=alpha)
+    return found._replace(
+        prediction=np.where(radius > 0, order[..., 0], ABSTAIN), radius=np.maximum(radius, 0)
+    )
+
+
+def test_negative_control_the_runner_up_alone_is_not_enough():
+    """Of p = (0.4, 0.4, 0.2) the third class may come second on a small first sample."""
+    p, rng = np.array([0.4, 0.4, 0.2]), np.random.default_rng(0)
+    selection, estimation = rng.multinomial(20, p, 20_000), rng.multinomial(200, p, 20_000)
+    options = dict(sigma=1.0, alpha=0.05)
+    assert wrong(runner_up_only(selection, estimation, **options), p).mean() > 2 * 0.05
+    for budget in BUDGETS:
+        found = multiclass.certify(selection, estimation, budget=budget, **options)
+        assert wrong(found, p).mean() < 0.05
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_no_smaller_than_the_majority_radius_at_the_same_level(budget):
+    rng = np.random.default_rng(0)
+    for classes in (2, 3, 10):
+        p = rng.dirichlet(np.full(classes, 0.3), 50)
+        selection, estimation = (
+            np.stack([rng.multinomial(n, row) for row in p]) for n in (100, 10_000)
+        )
+        found = multiclass.certify(selection, estimation, sigma=0.5, alpha=0.001, budget=budget)
+        own = found.info["ledger"]["the class is less likely"]
+        for i in range(50):
+            one = gaussian.certify(selection[i], estimation[i], sigma=0.5, alpha=float(own[i]))
+            assert found.radius[i] >= one.radius * (1 - 1e-9)
+        total = sum(found.info["ledger"].values())
+        assert (total <= 0.001 * (1 + 1e-12)).all()
+
+
+def test_a_class_without_a_majority_can_be_certified():
+    found = multiclass.certify([45, 30, 25], [4500, 3000, 2500], sigma=1.0, alpha=0.001)
+    assert found.prediction == 0 and found.radius > 0.1
+    assert gaussian.certify([45, 30, 25], [4500, 3000, 2500], sigma=1.0, alpha=0.001).radius == 0
+
+
+def test_ties_and_single_samples_abstain():
+    for budget, n in itertools.product(BUDGETS, (1, 2)):
+        found = multiclass.certify([1, 0, 0], [n, 0, 0], sigma=1.0, alpha=0.001, budget=budget)
+        assert found.prediction == ABSTAIN and found.radius == 0
+    found = multiclass.certify([5, 5], [500, 500], sigma=1.0, alpha=0.001)
+    assert found.prediction == ABSTAIN
+
+
+@pytest.mark.parametrize(
+    "change,word",
+    [
+        (dict(budget="cpm"), "budget is 'cpm'"),
+        (dict(selection=[7]), "selection has shape"),
+        (dict(alpha=2.0), "alpha is 2.0"),
+        (dict(sigma=-1.0), "sigma is -1.0"),
+        (dict(estimation=[1.5, 2.0, 3.0]), "estimation has dtype"),
+    ],
+)
+def test_bad_input_is_named(change, word):
+    given = dict(selection=[5, 1, 0], estimation=[90, 8, 2], sigma=0.5, alpha=0.01) | change
+    with pytest.raises(ValueError, match=word):
+        multiclass.certify(given.pop("selection"), given.pop("estimation"), **given)

@@ -1,0 +1,150 @@
+"""Votes and moments: the right law, and independent of batches, devices and where a job stopped."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from scipy import special
+
+from lipjax.smoothing import sampling
+from lipjax.smoothing.sampling import sample_counts, sample_moments
+
+
+def line(x):
+    """Class 0 where the first coordinate is positive."""
+    return jnp.stack([x[..., 0], -x[..., 0]], -1)
+
+
+def soft(x):
+    return jax.nn.softmax(3 * line(x))
+
+
+X = jnp.array([0.7, -0.2, 0.1])
+OPTIONS = dict(sigma=0.5, num_classes=2)
+
+
+def test_votes_have_the_law_of_a_half_space():
+    counts = sample_counts(
+        jax.random.key(0), line, X, num_samples=20_000, batch_size=500, **OPTIONS
+    )
+    p = special.ndtr(0.7 / 0.5)
+    assert counts.dtype == jnp.int32 and counts.sum() == 20_000
+    assert abs(float(counts[0]) / 20_000 - p) < 4 * np.sqrt(p * (1 - p) / 20_000)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_batches_make_no_difference(batch_size):
+    expected = sample_counts(jax.random.key(1), line, X, num_samples=100, batch_size=100, **OPTIONS)
+    options = dict(batch_size=batch_size, **OPTIONS)
+    got = sample_counts(jax.random.key(1), line, X, num_samples=100, **options)
+    np.testing.assert_array_equal(got, expected)
+    parts = sum(
+        sample_counts(jax.random.key(1), line, X, num_samples=n, start=a, **options)
+        for a, n in ((0, 33), (33, 1), (34, 66))
+    )
+    np.testing.assert_array_equal(parts, expected)
+
+
+def test_moments_are_those_of_all_samples_at_once():
+    n = 1000
+    index = jnp.arange(n)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(2), i))(index)
+    noise = jax.vmap(lambda k: jax.random.normal(k, X.shape))(keys)
+    scores = np.asarray(soft(X[None] + 0.5 * noise), np.float64)
+    for batch_size in (1, 30, 1000):
+        found = sample_moments(
+            jax.random.key(2), soft, X, num_samples=n, batch_size=batch_size, **OPTIONS
+        )
+        assert int(found.count) == n
+        np.testing.assert_allclose(found.mean, scores.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(found.variance, scores.var(0, ddof=1), rtol=1e-4)
+    halves = [
+        sample_moments(
+            jax.random.key(2), soft, X, num_samples=500, start=a, batch_size=64, **OPTIONS
+        )
+        for a in (0, 500)
+    ]
+    both = sampling.merge(*halves)
+    np.testing.assert_allclose(both.variance, scores.var(0, ddof=1), rtol=1e-4)
+
+
+def test_negative_control_sums_of_squares_cancel():
+    """Scores near 1 with a small spread: float32 sums lose the variance, merged moments do not."""
+
+    def nearly_sure(x):
+        score = 1 - 1e-4 * jax.nn.sigmoid(x[..., 0])
+        return jnp.stack([score, 1 - score], -1)
+
+    found = sample_moments(
+        jax.random.key(0), nearly_sure, X, num_samples=20_000, batch_size=100, **OPTIONS
+    )
+    index = jnp.arange(20_000)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(index)
+    noise = jax.vmap(lambda k: jax.random.normal(k, X.shape))(keys)
+    scores = np.asarray(nearly_sure(X[None] + 0.5 * noise)[:, 0])
+    true = np.var(np.float64(scores), ddof=1)
+    np.testing.assert_allclose(found.variance[0], true, rtol=1e-2)
+    total, squares = np.float32(0), np.float32(0)
+    for s in scores:
+        total, squares = np.float32(total + s), np.float32(squares + s * s)
+    naive = (squares - total**2 / np.float32(20_000)) / np.float32(19_999)
+    assert not 0.5 * true < naive < 2 * true
+
+
+def test_under_vmap_jit_and_over_devices():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    xs = jax.random.normal(jax.random.key(3), (16, 3))
+    keys = jax.vmap(lambda j: jax.random.fold_in(jax.random.key(4), j))(jnp.arange(16))
+
+    def count(key, x):
+        return sample_counts(key, line, x, num_samples=50, batch_size=16, **OPTIONS)
+
+    one_by_one = np.stack([count(k, x) for k, x in zip(keys, xs)])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(count))(keys, xs), one_by_one)
+    place = NamedSharding(mesh, P("data"))
+    sharded = jax.jit(jax.vmap(count))(jax.device_put(keys, place), jax.device_put(xs, place))
+    np.testing.assert_array_equal(sharded, one_by_one)
+
+
+def test_undefined_logits_vote_for_no_class():
+    def sometimes(x):
+        return jnp.where(x[..., :1] > 0.7, jnp.nan, line(x))
+
+    counts = sample_counts(
+        jax.random.key(0), sometimes, X, num_samples=200, batch_size=50, **OPTIONS
+    )
+    assert 50 < int(counts.sum()) < 150
+
+
+def test_functions_that_see_their_batch_are_found():
+    xs = jax.random.normal(jax.random.key(0), (6, 3))
+    key = jax.random.key(1)
+    assert not sampling.depends_on_batch_mates(key, line, xs)
+    assert sampling.depends_on_batch_mates(key, lambda x: line(x - x.mean(0, keepdims=True)), xs)
+    assert sampling.depends_on_batch_mates(key, lambda x: line(x) * jnp.abs(x).max(), xs)
+    with pytest.raises(ValueError, match="at least 2"):
+        sampling.depends_on_batch_mates(key, line, xs[:1])
+
+
+@pytest.mark.parametrize(
+    "change,word",
+    [
+        (dict(fn=lambda x: x), "fn returns shape"),
+        (dict(num_classes=3), "fn returns shape"),
+        (dict(num_classes=1), "num_classes is 1"),
+        (dict(sigma=-1.0), "sigma is -1.0"),
+        (dict(num_samples=0), "num_samples is 0"),
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(start=-1), "start is -1"),
+        (dict(num_samples=2**31), "below 2.31"),
+        (dict(x=jnp.arange(3)), "x has dtype"),
+        (dict(key=jax.random.split(jax.random.key(0))), "key is"),
+    ],
+)
+def test_bad_input_is_named(change, word):
+    given = dict(key=jax.random.key(0), fn=line, x=X, num_samples=10, batch_size=5, **OPTIONS)
+    given |= change
+    with pytest.raises(ValueError, match=word):
+        sample_counts(given.pop("key"), given.pop("fn"), given.pop("x"), **given)
