@@ -47,7 +47,7 @@ def test_every_layer_makes_one(layer):
     assert logits.shape == (3, 4)
 
 
-@pytest.mark.parametrize("layer,depth", [("skew", 2), ("cayley", 1)])
+@pytest.mark.parametrize("layer,depth", [("aol", 2), ("cayley", 1)])
 def test_bounds_hold_and_are_one(layer, depth):
     config = dataclasses.replace(SMALL, layer=layer, block_depth=depth, pad=2, blocks=2)
     frozen = nn.freeze(LipConvNet(config, rngs=nnx.Rngs(0)))

@@ -41,7 +41,7 @@ def test_every_layer_makes_one(layer):
     assert logits.shape == (3, 4)
 
 
-@pytest.mark.parametrize("layer", ["spectral", "reflector"])
+@pytest.mark.parametrize("layer", ["aol", "reflector"])
 def test_bounds_hold_and_are_one(layer):
     model = LiResNet(dataclasses.replace(SMALL, layer=layer), rngs=nnx.Rngs(0))
     leaves, treedef = jax.tree.flatten(model)  # away from the identity
