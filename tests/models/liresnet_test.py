@@ -52,7 +52,7 @@ def test_bounds_hold_and_are_one(layer):
     bound = frozen.feature_bound()
     assert bound.kind == "upper" and bound.value <= 1 + 1e-5
     found = lipschitz_lower_bound(jax.random.key(1), frozen.features, x, num_ascent_steps=3)
-    assert 0.2 < float(found.value) <= bound.value
+    assert 0.05 < float(found.value) <= bound.value
     assert frozen.class_vectors().shape == (16, 4)
 
 
