@@ -73,7 +73,7 @@ def test_sides_of_a_convolution_are_proved(side):
         (0, 1, 3)
     )
     d = 1 / np.sqrt(sums)
-    expected = params.kernel * (d[:, None] if side == "input" else d)
+    expected = np.asarray(params.kernel) * (d[:, None] if side == "input" else d)
     np.testing.assert_allclose(weights.kernel, expected, rtol=1e-3)
     assert float(aol.bound(weights).value) <= 1 + 1e-5
 
