@@ -83,7 +83,7 @@ def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear:
     last = bjorck.constrain_dense(flat, num_steps=num_steps).kernel
     last = last.reshape(params.kernel.shape)
     if not params.factors.size:
-        return _linear(last, params.bias)
+        return forms.linear(last, params.bias)
     # The empty products of the projections with a window of 1 x 1: the identity.
     total = jnp.eye(rows, dtype=last.dtype)[None, None]
     for axis, factors in enumerate(params.factors):
@@ -99,7 +99,7 @@ def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear:
         for a in range(stride)
         for b in range(stride)
     )
-    return _linear(spread, params.bias)
+    return forms.linear(spread, params.bias)
 
 
 def linear_conv(weights: Linear, x: Array, *, padding: str = "zero", stride: int = 1) -> Array:
@@ -134,11 +134,7 @@ def bound(weights: Linear, *, stride: int = 1) -> Bound:
     """
     _checks.integer(1, stride=stride)
     kernel = on_host_float64(functools.partial(_by_blocks, stride=stride), weights.kernel)
-    return forms.linear_bound(_linear(kernel, weights.bias))
-
-
-def _linear(kernel, bias):
-    return Linear(kernel, bias, jnp.zeros(min(kernel.shape[-2:]), kernel.dtype))
+    return forms.linear_bound(forms.linear(kernel, weights.bias))
 
 
 def _shifted(kernel, axis, place):

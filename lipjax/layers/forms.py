@@ -119,7 +119,8 @@ def residual_conv(
 
 def linear(kernel: Array, bias: Array) -> Linear:
     """Weights of the linear form for a kernel of norm at most 1 that has no witness of its own."""
-    return Linear(kernel, bias, jnp.zeros(min(kernel.shape[-2:]), kernel.dtype))
+    dtype = jax.dtypes.canonicalize_dtype(kernel.dtype)
+    return Linear(kernel, bias, jnp.zeros(min(kernel.shape[-2:]), dtype))
 
 
 def as_residual(weights: Linear, *, log_temperature: Array | None = None) -> Residual:

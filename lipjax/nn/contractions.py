@@ -1,12 +1,5 @@
-"""The contractions of `lipjax.layers` as Flax modules, and the forms that take any of them.
+"""The contractions of `lipjax.layers` as Flax modules."""
 
-`Residual(layer)` and `ConvexMix(layer)` turn a contraction into a layer with a skip:
-`Residual(CayleyDense(64, 64, rngs=rngs))` is `x - 2 A relu(A^T x + b)` with an orthogonal A.
-"""
-
-import functools
-
-import jax.numpy as jnp
 from flax import nnx
 
 from lipjax import _checks
@@ -15,7 +8,6 @@ from lipjax.layers import (
     bjorck,
     block,
     cayley,
-    forms,
     householder,
     normalized,
     reflector,
@@ -408,147 +400,3 @@ class SandwichConv(_FrequencyConv):
         return sandwich.apply_conv(weights, x, activation=self.activation)
 
     linear = None
-
-
-class _Wrapped(Constrained):
-    """A layer made of another one, whose parameters it takes over."""
-
-    def __init__(self, layer: Constrained, params):
-        if layer.free is None:
-            raise ValueError(
-                f"layer is a {type(layer).__name__} that holds no free parameters; pass a new one."
-            )
-        super().__init__(params)
-        self.layer = layer
-        self.layer.free = None
-
-
-class Residual(_Wrapped):
-    """`x - 2 A s(A^T x + b)` for any contraction `x -> A^T x + b`.
-
-    Args:
-        layer: A linear layer of this module or AOLDense, AOLConv, RescaledDense, RescaledConv, with
-            stride 1. Its parameters become those of this module.
-        activation: One with slopes in [0, 1].
-
-    Guarantee: 1-Lipschitz where the norm of A is at most 1, see `lipjax.layers.forms.residual_of`.
-
-    >>> import jax.numpy as jnp
-    >>> layer = Residual(CayleyDense(4, 3, rngs=nnx.Rngs(0)))
-    >>> layer(jnp.ones((2, 4))).shape, layer.bound().kind
-    ((2, 4), 'upper')
-    """
-
-    def __init__(self, layer: Constrained, *, activation="relu"):
-        activations.slope_restricted(activation)
-        if getattr(layer, "linear", None) is None:
-            raise ValueError(
-                f"layer is a {type(layer).__name__}; it must be a linear layer, such as CayleyDense "
-                "or AOLConv."
-            )
-        super().__init__(layer, layer.free and layer.free.get_value())
-        self.activation = activation
-
-    def constrain(self, params):
-        return self.layer.constrain(params)
-
-    def apply(self, weights, x):
-        linear = functools.partial(self.layer.linear, weights)
-        return forms.residual_of(linear, x, weights.bias, activation=self.activation)
-
-    def freeze_params(self, params):
-        return self.layer.freeze_params(params)
-
-    def bound_weights(self, weights) -> Bound:
-        return forms.residual_of_bound(self.layer.bound_weights(weights))
-
-
-class Chain(Constrained):
-    """Layers one after the other, as one layer: for a `Stack` of pairs, or a part of a network.
-
-    Args:
-        layers: Layers of `lipjax.nn`, or 1-Lipschitz activations by name. The parameters of the layers
-            become those of this module.
-
-    Guarantee: the product of the layers' bounds.
-
-    >>> from lipjax.nn import Householder
-    >>> rngs = nnx.Rngs(0)
-    >>> chain = Chain(CayleyDense(4, 6, rngs=rngs), Householder(6, rngs=rngs))
-    >>> chain(jnp.ones((2, 4))).shape, chain.bound().kind
-    ((2, 6), 'upper')
-    """
-
-    def __init__(self, *layers: Constrained | str):
-        if not layers:
-            raise ValueError("layers is empty; it must hold at least one layer.")
-        inner = [layer for layer in layers if isinstance(layer, Constrained)]
-        for layer in layers:
-            if not isinstance(layer, Constrained):
-                activations.one_lipschitz(layer)
-            elif layer.free is None:
-                raise ValueError(
-                    f"layers has a {type(layer).__name__} that holds no free parameters; pass a new one."
-                )
-        super().__init__(tuple(layer.free.get_value() for layer in inner))
-        for layer in inner:
-            layer.free = None
-        self.inner = nnx.List(inner)
-        self.names = tuple(None if isinstance(layer, Constrained) else layer for layer in layers)
-
-    def constrain(self, params):
-        return tuple(layer.constrain(p) for layer, p in zip(self.inner, params))
-
-    def apply(self, weights, x):
-        rest = iter(zip(self.inner, weights))
-        for name in self.names:
-            if name is None:
-                layer, one = next(rest)
-                x = layer.apply(one, x)
-            else:
-                x = activations.one_lipschitz(name)(x)
-        return x
-
-    def freeze_params(self, params):
-        return tuple(layer.freeze_params(p) for layer, p in zip(self.inner, params))
-
-    def bound_weights(self, weights) -> Bound:
-        total = Bound(1.0, "exact")
-        for layer, one in zip(self.inner, weights):
-            total = total * layer.bound_weights(one)
-        return total
-
-
-class ConvexMix(_Wrapped):
-    """`g x + (1 - g) layer(x)` with a learned `g = sigmoid(logit)`, which starts at one half.
-
-    Args:
-        layer: Any layer of `lipjax.nn` that keeps the shape.
-
-    Guarantee: 1-Lipschitz where the layer is.
-
-    >>> import jax.numpy as jnp
-    >>> ConvexMix(CayleyDense(4, 4, rngs=nnx.Rngs(0)))(jnp.ones((2, 4))).shape
-    (2, 4)
-    """
-
-    def __init__(self, layer: Constrained):
-        super().__init__(layer, layer.free and (layer.free.get_value(), jnp.zeros(())))
-
-    def constrain(self, params):
-        return self.layer.constrain(params[0]), params[1]
-
-    def apply(self, weights, x):
-        y = self.layer.apply(weights[0], x)
-        if y.shape != x.shape:
-            raise ValueError(
-                f"layer maps shape {x.shape} to {y.shape}; to be mixed with its input it must keep it."
-            )
-        return forms.convex_mix(x, y, weights[1])
-
-    def freeze_params(self, params):
-        return self.layer.freeze_params(params[0]), params[1]
-
-    def bound_weights(self, weights) -> Bound:
-        bound = self.layer.bound_weights(weights[0])
-        return Bound(max(1.0, float(bound.value)) * (1 + 1e-6), bound.kind)

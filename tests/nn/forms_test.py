@@ -1,0 +1,83 @@
+"""Every contraction as a residual layer, mixed, chained and stacked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lipjax import nn
+from tests import oracles
+from tests.nn.contractions_test import LINEAR, RNG, batch
+
+MIXED = [("CayleyDense", nn.ConvexMix), ("SOCConv", nn.ConvexMix)]
+
+
+@pytest.mark.parametrize("name,form", [(name, nn.Residual) for name in LINEAR] + MIXED)
+def test_every_contraction_in_every_form(name, form):
+    module, x = form(LINEAR[name](nnx.Rngs(0))), batch(name)
+    frozen = nn.freeze(module)
+    np.testing.assert_allclose(frozen(x), module(x), atol=1e-2)
+    assert float(frozen.bound().value) <= 1 + 1e-5
+    jacobian = jax.jit(jax.jacobian(lambda x: module(x)))(x[0])
+    assert oracles.norm(np.asarray(jacobian).reshape(x[0].size, -1)) <= 1 + 1e-5
+    gradient = jax.grad(lambda m: (m(x) ** 2).sum())(module)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_residual_is_the_formula():
+    layer = nn.CayleyDense(5, 3, rngs=nnx.Rngs(0))
+    a = np.asarray(layer.weights().kernel)
+    x = RNG.normal(size=(4, 5)).astype(np.float32)
+    np.testing.assert_allclose(nn.Residual(layer)(x), x - 2 * np.maximum(x @ a, 0) @ a.T, atol=1e-5)
+
+
+def test_forms_go_into_stacks():
+    stack = nn.Stack(
+        lambda rngs: nn.Residual(nn.ReflectorDense(6, rngs=rngs), activation="tanh"),
+        3,
+        rngs=nnx.Rngs(0),
+    )
+    x = RNG.normal(size=(2, 6)).astype(np.float32)
+    frozen = nn.freeze(stack)
+    np.testing.assert_allclose(frozen(x), stack(x), atol=1e-4)
+    assert float(frozen.bound().value) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_chains_with_learnt_activations_go_into_stacks(order):
+    def pair(rngs):
+        return nn.Chain(
+            nn.CayleyDense(6, 6, rngs=rngs), nn.Householder(6, order=order, rngs=rngs), "abs"
+        )
+
+    stack, x = nn.Stack(pair, 2, rngs=nnx.Rngs(0)), batch("AOLDense")
+    rngs = nnx.Rngs(0)
+    expected = x
+    for _ in range(2):
+        layer, activation = (
+            nn.CayleyDense(6, 6, rngs=rngs),
+            nn.Householder(6, order=order, rngs=rngs),
+        )
+        expected = jnp.abs(activation(layer(expected)))
+    np.testing.assert_allclose(stack(x), expected, atol=1e-5)
+    frozen = nn.freeze(stack)
+    assert float(frozen.bound().value) <= 1 + 1e-5
+    gradient = jax.grad(lambda m: (m(x) ** 3).sum())(stack)
+    assert all(leaf.any() and np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_what_does_not_fit_is_refused():
+    rngs = nnx.Rngs(0)
+    for make, word in (
+        (lambda: nn.Residual(nn.SandwichConv(3, 3, input_size=4, rngs=rngs)), "linear layer"),
+        (lambda: nn.Residual(nn.SLLDense(4, 4, rngs=rngs)), "linear layer"),
+        (lambda: nn.Residual(nn.CayleyDense(4, 4, rngs=rngs), activation="abs"), "slope goes down"),
+        (lambda: nn.ConvexMix(nn.freeze(nn.CayleyDense(4, 4, rngs=rngs))), "no free parameters"),
+        (lambda: nn.ConvexMix(nn.CayleyDense(4, 3, rngs=rngs))(jnp.ones((1, 4))), "keep it"),
+        (lambda: nn.Chain(), "layers is empty"),
+        (lambda: nn.Chain(nn.freeze(nn.AOLDense(4, 4, rngs=rngs))), "no free parameters"),
+        (lambda: nn.Chain(nn.AOLDense(4, 4, rngs=rngs), "step"), "activation is 'step'"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            make()
