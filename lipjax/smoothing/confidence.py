@@ -39,7 +39,7 @@ def clopper_pearson(successes, trials, *, alpha: float) -> Interval:
     Args:
         successes: `int[...]`, from 0 to `trials`.
         trials: `int[...]`, at least 1.
-        alpha: Level of each side, in (0, 1).
+        alpha: Level of each side, in (0, 1), a number or an array.
 
     Guarantee: `P(lower > p) <= alpha` and `P(upper < p) <= alpha` for every p. Outwards of the exact
     bounds by a relative 1e-12. No success gives 0, no failure 1.
@@ -94,7 +94,7 @@ def randomized_clopper_pearson(successes, trials, uniform, *, alpha: float) -> I
         trials: `int[...]`, at least 1.
         uniform: `float[...]` in (0, 1), drawn once for this bound, independently of the samples and
             before they are looked at. Trying several is cheating: store the one that was used.
-        alpha: Level of each side, in (0, 1).
+        alpha: Level of each side, in (0, 1), a number or an array.
 
     Returns:
         Bounds inside those of `clopper_pearson`.
@@ -156,7 +156,7 @@ def empirical_bernstein(mean, variance, trials, *, alpha: float) -> Interval:
         mean: `float[...]` in [0, 1].
         variance: `float[...]`, the unbiased one (divided by `trials - 1`).
         trials: `int[...]`, at least 2.
-        alpha: Level of each side, in (0, 1).
+        alpha: Level of each side, in (0, 1), a number or an array.
 
     Raises:
         ValueError: for a mean or variance that such variables cannot have.
@@ -193,18 +193,30 @@ def chernoff_kl(mean, trials, *, alpha: float) -> Interval:
     """
     m, n = _averaged(mean, trials)
     _open_unit(alpha=alpha)
-    m, n = np.broadcast_arrays(m, n)
-    budget = -np.log(alpha) / n
+    m, n, level = np.broadcast_arrays(m, n, np.asarray(alpha, np.float64))
+    budget = -np.log(level) / n
+    return Interval(_kl_lower(m, budget), 1 - _kl_lower(1 - m, budget))
 
-    def lower(m):
-        low, high = np.zeros(m.shape), m.copy()
-        for _ in range(100):
-            middle = (low + high) / 2
-            outside = _kl(m, middle) > budget * (1 + MARGIN)
-            low, high = np.where(outside, middle, low), np.where(outside, high, middle)
-        return low * (1 - MARGIN)
 
-    return Interval(lower(m), 1 - lower(1 - m))
+def _kl_lower(m, budget):
+    """The p below m with `kl(m, p) = budget`, from below.
+
+    Newton's method in `log p` from the left: the relative entropy falls there and is convex, so that no
+    step goes beyond the root.
+    """
+    from scipy import special
+
+    rest = -special.xlog1py(1 - m, -m)  # what is left of the entropy where p is small
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        far = np.log(m) - (budget + rest) / m
+        near = np.log(np.maximum(m - np.sqrt(2 * m * budget), 0))
+        y = np.where(m > 0, np.maximum(far, near), -np.inf)
+        for _ in range(16):
+            p = np.exp(y)
+            slope = (p - m) / (1 - p)  # of the relative entropy in y
+            step = (budget - _kl(m, p)) / slope
+            y = np.where((slope < 0) & (step > 0), y + step, y)
+    return np.minimum(np.exp(y) * (1 - 1e-11), m)
 
 
 def _kl(m, p):
@@ -245,5 +257,6 @@ def _averaged(mean, trials):
 
 def _open_unit(**named) -> None:
     for name, value in named.items():
-        if not (isinstance(value, float | np.floating) and 0 < value < 1):
+        array = np.asarray(value)
+        if not np.issubdtype(array.dtype, np.floating) or not np.all((array > 0) & (array < 1)):
             raise ValueError(f"{name} is {value!r}; it must be a number strictly between 0 and 1.")

@@ -1,4 +1,4 @@
-r"""Votes and moments of any function under Gaussian noise.
+r"""Votes and moments of any function under noise.
 
 Sample i of an example is drawn from `fold_in(key, i)`, so the result depends on the key, the example and
 the range of samples alone: not on the batch size, on what else is in a batch, on the number of devices,
@@ -11,33 +11,51 @@ evaluation, no dropout): `depends_on_batch_mates` tells.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lipjax import _checks
+from lipjax.smoothing.noise import Gaussian
 from lipjax.typing import Array
 
 
 class Moments(NamedTuple):
-    """Mean and spread of scores, merged without cancellation.
+    """Exact sums of scores and of their squares, which do not depend on the order of the samples.
+
+    A score is rounded down to a multiple of 2^-24, and sums are kept as integers in parts of 12 bits:
+    nothing cancels, and the same samples give the same bits for every batch size and number of devices.
 
     Attributes:
-        count: `int32[]`, the number of samples.
-        mean: `float32[K]`.
-        spread: `float32[K]`, the sum of squared deviations from the mean.
+        count: `int32[...]`, the number of samples, below 2^31.
+        total: `int32[..., 3, K]`: the sum is `total[0] + total[1] / 2^12 + total[2] / 2^24`.
+        squares: `int32[..., 5, K]`, of the squares, in the same way down to 2^-48.
     """
 
     count: Array
-    mean: Array
-    spread: Array
+    total: Array
+    squares: Array
 
     @property
-    def variance(self) -> Array:
-        """The unbiased variance; NaN for a single sample."""
-        return self.spread / (self.count - 1).astype(self.spread.dtype)
+    def mean(self) -> np.ndarray:
+        """`float64[..., K]` on the host; at most 2^-24 below the mean of the scores themselves."""
+        return _value(self.total) / self._of_each()
+
+    @property
+    def variance(self) -> np.ndarray:
+        """`float64[..., K]` on the host, unbiased (divided by `count - 1`); NaN for one sample."""
+        n = self._of_each()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            spread = _value(self.squares) - _value(self.total) * (_value(self.total) / n)
+            return np.maximum(spread, 0.0) / (n - 1)
+
+    def _of_each(self) -> np.ndarray:
+        """The count for every score; axes after those of `count` are batch axes of scores."""
+        n = np.asarray(self.count, np.float64)
+        return n.reshape(n.shape + (1,) * (np.ndim(self.total) - 1 - n.ndim))
 
 
 def sample_counts(
@@ -45,7 +63,8 @@ def sample_counts(
     fn: Callable[[Array], Array],
     x: Array,
     *,
-    sigma: float,
+    sigma: float | None = None,
+    noise: Callable[[Array, Any], Any] | None = None,
     num_samples: int,
     num_classes: int,
     batch_size: int,
@@ -57,7 +76,9 @@ def sample_counts(
         key: One random key.
         fn: `float[b, ...] -> float[b, num_classes]`, logits of a batch. NaN logits vote for no class.
         x: `float[...]`, one example; for many use `jax.vmap` over keys and examples, or a loop.
-        sigma: Standard deviation of the noise, in the units of x.
+        sigma: Standard deviation of Gaussian noise, in the units of x; or
+        noise: `(key, x) -> noisy x` for one example, such as those of `lipjax.smoothing.noise`; x may be
+            a tuple then, of tokens and an image for example.
         num_samples: How many votes.
         num_classes: Number of classes.
         batch_size: Examples in a call of `fn`. The last call is filled up; what fills it is not counted.
@@ -88,9 +109,12 @@ def sample_counts(
         votes = jax.nn.one_hot(best, num_classes, dtype=jnp.int32)
         return total + jnp.sum(votes * used[:, None].astype(jnp.int32), axis=0)
 
-    options = dict(sigma=sigma, num_samples=num_samples, batch_size=batch_size, start=start)
-    _check(key, x, num_classes, **options)
-    return _fold(key, fn, x, num_classes, count, jnp.zeros(num_classes, jnp.int32), **options)
+    options = dict(
+        sigma=sigma, noise=noise, num_samples=num_samples, batch_size=batch_size, start=start
+    )
+    noise = _check(key, x, num_classes, **options)
+    zero = jnp.zeros(num_classes, jnp.int32)
+    return _fold(key, fn, x, num_classes, count, zero, noise, num_samples, batch_size, start)
 
 
 def sample_moments(
@@ -98,7 +122,8 @@ def sample_moments(
     fn: Callable[[Array], Array],
     x: Array,
     *,
-    sigma: float,
+    sigma: float | None = None,
+    noise: Callable[[Array, Any], Any] | None = None,
     num_samples: int,
     num_classes: int,
     batch_size: int,
@@ -106,8 +131,8 @@ def sample_moments(
 ) -> Moments:
     """Mean and variance of scores at `x + sigma * noise`; arguments as `sample_counts`.
 
-    `fn` returns scores in [0, 1], such as the softmax of logits at a temperature that was fixed before.
-    Batches are merged by their means and spreads (Chan, Golub, LeVeque 1979), so nothing cancels.
+    `fn` returns scores in [0, 1], such as a map of `lipjax.smoothing.simplex` with a temperature that
+    was fixed before. What is outside is moved to the ends, and NaN counts as 0.
 
     >>> found = sample_moments(
     ...     jax.random.key(0), lambda x: jax.nn.softmax(jnp.stack([x, -x], -1)), jnp.float32(1.0),
@@ -118,27 +143,53 @@ def sample_moments(
     """
 
     def add(total, scores, used):
-        weights = used.astype(scores.dtype)
-        count = jnp.sum(used.astype(jnp.int32))
-        size = jnp.maximum(count, 1).astype(scores.dtype)
-        mean = jnp.sum(scores * weights[:, None], axis=0) / size
-        away = (scores - jnp.broadcast_to(mean, scores.shape)) * weights[:, None]
-        return merge(total, Moments(count, mean, jnp.sum(jnp.square(away), axis=0)))
+        scores = jnp.where(jnp.isnan(scores), 0, jnp.clip(scores, 0, 1)).astype(jnp.float32)
+        fixed = jnp.floor(scores * 2.0**24).astype(jnp.int32) * used[:, None].astype(jnp.int32)
+        return merge(total, _summed(fixed, jnp.sum(used.astype(jnp.int32))))
 
-    options = dict(sigma=sigma, num_samples=num_samples, batch_size=batch_size, start=start)
-    _check(key, x, num_classes, **options)
-    zero = Moments(jnp.int32(0), jnp.zeros(num_classes), jnp.zeros(num_classes))
-    return _fold(key, fn, x, num_classes, add, zero, **options)
+    _checks.within(1, 2**16, batch_size=batch_size)
+    options = dict(
+        sigma=sigma, noise=noise, num_samples=num_samples, batch_size=batch_size, start=start
+    )
+    noise = _check(key, x, num_classes, **options)
+    zero = Moments(
+        jnp.int32(0), jnp.zeros((3, num_classes), jnp.int32), jnp.zeros((5, num_classes), jnp.int32)
+    )
+    return _fold(key, fn, x, num_classes, add, zero, noise, num_samples, batch_size, start)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of both samples together."""
-    count = a.count + b.count
-    whole = jnp.maximum(count, 1).astype(a.mean.dtype)
-    share = b.count.astype(a.mean.dtype) / whole
-    gap = b.mean - a.mean
-    spread = a.spread + b.spread + jnp.square(gap) * (a.count.astype(a.mean.dtype) * share)
-    return Moments(count, a.mean + gap * share, spread)
+    """The moments of both samples together, exactly."""
+    return Moments(a.count + b.count, _carried(a.total + b.total), _carried(a.squares + b.squares))
+
+
+def _summed(fixed, count) -> Moments:
+    """Sums over the first axis of multiples of 2^-24 in [0, 1], at most 2^16 of them."""
+    top = fixed >> 12  # up to 2^12: one is not cut off
+    low = fixed & 0xFFF
+    zero = jnp.zeros(fixed.shape[1:], jnp.int32)
+    total = jnp.stack([zero, top.sum(0), low.sum(0)])
+    # (top 2^-12 + low 2^-24)^2; a product has up to 24 bits, whose halves are summed apart.
+    digits = [zero] * 5
+    for product, place in ((top * top, 2), (top * low, 3), (top * low, 3), (low * low, 4)):
+        digits[place - 1] += (product >> 12).sum(0)
+        digits[place] += (product & 0xFFF).sum(0)
+    return Moments(count, _carried(total), _carried(jnp.stack(digits)))
+
+
+def _carried(digits):
+    """Digits of 12 bits, the first of them of any size."""
+    rows = list(digits)
+    for i in range(len(rows) - 1, 0, -1):
+        rows[i - 1] = rows[i - 1] + (rows[i] >> 12)
+        rows[i] = rows[i] & 0xFFF
+    return jnp.stack(rows)
+
+
+def _value(digits) -> np.ndarray:
+    """The number that the digits on the axis before the last stand for."""
+    digits = np.asarray(digits, np.float64)
+    return (digits * 2.0 ** (-12 * np.arange(digits.shape[-2]))[:, None]).sum(-2)
 
 
 def depends_on_batch_mates(key: Array, fn, xs: Array, *, tolerance: float = 1e-4) -> bool:
@@ -168,15 +219,14 @@ def depends_on_batch_mates(key: Array, fn, xs: Array, *, tolerance: float = 1e-4
     return bool(~(moved <= tolerance * scale))
 
 
-def _fold(key, fn, x, num_classes, add, total, *, sigma, num_samples, batch_size, start):
+def _fold(key, fn, x, num_classes, add, total, noise, num_samples, batch_size, start):
     """Adds up batches of samples `start` to `start + num_samples`."""
-    x = jnp.asarray(x)
+    x = jax.tree.map(jnp.asarray, x)
 
     def step(total, first):
         index = first + jnp.arange(batch_size)
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(start + index)
-        noise = jax.vmap(lambda k: jax.random.normal(k, x.shape, x.dtype))(keys)
-        out = fn(jnp.broadcast_to(x, noise.shape) + jnp.asarray(sigma, x.dtype) * noise)
+        out = fn(jax.vmap(noise, in_axes=(0, None))(keys, x))
         if out.shape != (batch_size, num_classes):
             raise ValueError(
                 f"fn returns shape {out.shape} for a batch of {batch_size}; it must return "
@@ -190,11 +240,20 @@ def _fold(key, fn, x, num_classes, add, total, *, sigma, num_samples, batch_size
     return lax.scan(step, total, firsts)[0]
 
 
-def _check(key, x, num_classes, *, sigma, num_samples, batch_size, start):
+def _check(key, x, num_classes, *, sigma, noise, num_samples, batch_size, start):
+    """The noise, after all arguments were checked."""
     _checks.one_key(key=key)
-    _checks.real_floating(x=jnp.asarray(x))
+    if (sigma is None) == (noise is None):
+        raise ValueError(
+            f"sigma is {sigma!r} and noise is {noise!r}; exactly one of them must be given."
+        )
+    if noise is None:
+        noise = Gaussian(sigma)
+    if hasattr(noise, "check"):
+        noise.check(x)
     _checks.integer(1, num_samples=num_samples, batch_size=batch_size)
     _checks.integer(2, num_classes=num_classes)
-    _checks.nonnegative(sigma=sigma, start=start)
+    _checks.nonnegative(start=start)
     if num_samples >= 2**31:
         raise ValueError(f"num_samples is {num_samples}; it must be below 2^31. Add up parts.")
+    return noise

@@ -10,6 +10,7 @@ from lipjax import nn
 from tests import oracles
 from tests.nn.contractions_test import LINEAR, RNG, batch
 
+jitted = jax.jit(lambda module, x: module(x))
 MIXED = [("CayleyDense", nn.ConvexMix), ("SOCConv", nn.ConvexMix)]
 
 
@@ -17,11 +18,11 @@ MIXED = [("CayleyDense", nn.ConvexMix), ("SOCConv", nn.ConvexMix)]
 def test_every_contraction_in_every_form(name, form):
     module, x = form(LINEAR[name](nnx.Rngs(0))), batch(name)
     frozen = nn.freeze(module)
-    np.testing.assert_allclose(frozen(x), module(x), atol=1e-2)
+    np.testing.assert_allclose(jitted(frozen, x), jitted(module, x), atol=1e-2)
     assert float(frozen.bound().value) <= 1 + 1e-5
     jacobian = jax.jit(jax.jacobian(lambda x: module(x)))(x[0])
     assert oracles.norm(np.asarray(jacobian).reshape(x[0].size, -1)) <= 1 + 1e-5
-    gradient = jax.grad(lambda m: (m(x) ** 2).sum())(module)
+    gradient = jax.jit(jax.grad(lambda m: (m(x) ** 2).sum()))(module)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
@@ -63,7 +64,7 @@ def test_chains_with_learnt_activations_go_into_stacks(order):
     np.testing.assert_allclose(stack(x), expected, atol=1e-5)
     frozen = nn.freeze(stack)
     assert float(frozen.bound().value) <= 1 + 1e-5
-    gradient = jax.grad(lambda m: (m(x) ** 3).sum())(stack)
+    gradient = jax.jit(jax.grad(lambda m: (m(x) ** 3).sum()))(stack)
     assert all(leaf.any() and np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from scipy import special
 
 from lipjax.smoothing import sampling
+from lipjax.smoothing.noise import IntegerGaussian
 from lipjax.smoothing.sampling import sample_counts, sample_moments
 
 
@@ -18,7 +19,8 @@ def line(x):
 
 
 def soft(x):
-    return jax.nn.softmax(3 * line(x))
+    """Scores whose rounding does not depend on the size of a batch."""
+    return jnp.clip(line(x), 0, 1)
 
 
 X = jnp.array([0.7, -0.2, 0.1])
@@ -47,31 +49,53 @@ def test_batches_make_no_difference(batch_size):
     np.testing.assert_array_equal(parts, expected)
 
 
+def drawn(key, n):
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+    return X[None] + 0.5 * jax.vmap(lambda k: jax.random.normal(k, X.shape))(keys)
+
+
 def test_moments_are_those_of_all_samples_at_once():
-    n = 1000
-    index = jnp.arange(n)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(2), i))(index)
-    noise = jax.vmap(lambda k: jax.random.normal(k, X.shape))(keys)
-    scores = np.asarray(soft(X[None] + 0.5 * noise), np.float64)
-    for batch_size in (1, 30, 1000):
-        found = sample_moments(
-            jax.random.key(2), soft, X, num_samples=n, batch_size=batch_size, **OPTIONS
-        )
-        assert int(found.count) == n
-        np.testing.assert_allclose(found.mean, scores.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(found.variance, scores.var(0, ddof=1), rtol=1e-4)
+    """Integer noise, so that no product is rounded in one program and not in another."""
+    n, key, x, noise = 1000, jax.random.key(2), jnp.array([180, -50, 20]), IntegerGaussian(0.5)
+    options = dict(noise=noise, num_classes=2)
+    noisy = jax.vmap(lambda i: noise(jax.random.fold_in(key, i), x))(jnp.arange(n))
+    scores = np.floor(np.asarray(soft(noisy), np.float64) * 2**24) / 2**24
+    results = [
+        sample_moments(key, soft, x, num_samples=n, batch_size=batch_size, **options)
+        for batch_size in (1, 30, 1000)
+    ]
     halves = [
-        sample_moments(
-            jax.random.key(2), soft, X, num_samples=500, start=a, batch_size=64, **OPTIONS
-        )
+        sample_moments(key, soft, x, num_samples=500, start=a, batch_size=64, **options)
         for a in (0, 500)
     ]
-    both = sampling.merge(*halves)
-    np.testing.assert_allclose(both.variance, scores.var(0, ddof=1), rtol=1e-4)
+    results.append(sampling.merge(*halves))
+    for found in results:
+        assert int(found.count) == n
+        np.testing.assert_allclose(found.mean, scores.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(found.variance, scores.var(0, ddof=1), rtol=1e-9)
+        for one, other in zip(found, results[0]):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_sums_are_exact_at_the_ends():
+    """Zeros, ones, NaN and what is outside, against integers of Python."""
+    values = np.float32([0, 1, 1, 0.5, 2.0**-24, 1 - 2.0**-24, 2, -1, np.nan, 1 / 3])
+    fixed = [int(min(max(np.nan_to_num(v), 0), 1) * 2**24) for v in values.astype(np.float64)]
+    found = sampling._summed(
+        jnp.floor(jnp.clip(jnp.nan_to_num(values), 0, 1) * 2.0**24).astype(jnp.int32)[:, None],
+        jnp.int32(len(values)),
+    )
+    for _ in range(12):  # doubled, as merged: 40,960 samples
+        found = sampling.merge(found, found)
+    total = [int(t) for t in found.total[:, 0]]
+    assert total[0] * 2**24 + total[1] * 2**12 + total[2] == 2**12 * sum(fixed)
+    squares = [int(t) for t in found.squares[:, 0]]
+    exact = 2**12 * sum(v * v for v in fixed)
+    assert sum(s << (12 * (4 - i)) for i, s in enumerate(squares)) == exact
 
 
 def test_negative_control_sums_of_squares_cancel():
-    """Scores near 1 with a small spread: float32 sums lose the variance, merged moments do not."""
+    """Scores near 1 with a small spread: float32 sums lose the variance, exact ones do not."""
 
     def nearly_sure(x):
         score = 1 - 1e-4 * jax.nn.sigmoid(x[..., 0])
@@ -80,10 +104,7 @@ def test_negative_control_sums_of_squares_cancel():
     found = sample_moments(
         jax.random.key(0), nearly_sure, X, num_samples=20_000, batch_size=100, **OPTIONS
     )
-    index = jnp.arange(20_000)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(index)
-    noise = jax.vmap(lambda k: jax.random.normal(k, X.shape))(keys)
-    scores = np.asarray(nearly_sure(X[None] + 0.5 * noise)[:, 0])
+    scores = np.asarray(nearly_sure(drawn(jax.random.key(0), 20_000))[:, 0])
     true = np.var(np.float64(scores), ddof=1)
     np.testing.assert_allclose(found.variance[0], true, rtol=1e-2)
     total, squares = np.float32(0), np.float32(0)
@@ -139,6 +160,8 @@ def test_functions_that_see_their_batch_are_found():
         (dict(batch_size=0), "batch_size is 0"),
         (dict(start=-1), "start is -1"),
         (dict(num_samples=2**31), "below 2.31"),
+        (dict(noise=lambda key, x: x), "exactly one of them"),
+        (dict(sigma=None), "exactly one of them"),
         (dict(x=jnp.arange(3)), "x has dtype"),
         (dict(key=jax.random.split(jax.random.key(0))), "key is"),
     ],

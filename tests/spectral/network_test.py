@@ -317,9 +317,9 @@ class Block(nnx.Module):
 
 
 class ResNet18(nnx.Module):
-    """The usual ResNet-18 for small images, narrow."""
+    """The usual ResNet-18 for small images, narrow; with one block a stage, ResNet-10."""
 
-    def __init__(self, width, rngs):
+    def __init__(self, width, rngs, blocks=2):
         self.stem = nnx.Conv(3, width, (3, 3), padding=1, use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(width, rngs=rngs)
         widths = [width, width, 2 * width, 4 * width, 8 * width]
@@ -328,7 +328,7 @@ class ResNet18(nnx.Module):
                 widths[i] if j == 0 else widths[i + 1], widths[i + 1], 1 + (i > 0 and j == 0), rngs
             )
             for i in range(4)
-            for j in range(2)
+            for j in range(blocks)
         )
         self.head = nnx.Linear(8 * width, 10, rngs=rngs)
 
@@ -346,13 +346,14 @@ def shake(tree):
     )
 
 
-def test_resnet18_of_nnx_as_it_stands():
-    model = ResNet18(4, nnx.Rngs(0))
+@pytest.mark.parametrize("blocks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_resnets_of_nnx_as_they_stand(blocks):
+    model = ResNet18(4, nnx.Rngs(0), blocks)
     model.eval()
     nnx.update(model, shake(nnx.state(model)))
     x = jnp.asarray(RNG.random((1, 16, 16, 3)), jnp.float32)
     found = network_bound(lambda z: model(z), x)
-    assert [layer.kind for layer in found.layers].count("conv") == 1 + 16 + 3
+    assert [layer.kind for layer in found.layers].count("conv") == 1 + 8 * blocks + 3
     assert found.bound.kind == "upper" and "the network" in found.table()
     assert jacobian_norm(model, x) <= float(found.value)
     shares = {layer.name: float(layer.share) for layer in found.layers}

@@ -1,0 +1,264 @@
+r"""Noise for `lipjax.smoothing.sampling`: functions `(key, x) -> noisy x` of one example.
+
+    Gaussian(sigma)           on floats, drawn in their precision
+    IntegerGaussian(sigma)    on integer images: exactly the law that a certificate speaks of
+    Tokens(kernel, ...)       on integer tokens, with a kernel of `lipjax.smoothing.kernels`
+    Product(parts)            one noise for each part of a tuple
+
+Floats leak. The sum of an image and float noise tells the image: of 3072 sums, nearly all go back to
+x exactly if x is subtracted and added again, and a classifier that looks for that is certified where it
+must not be (Voráček, Hein, ICLR 2023, https://openreview.net/forum?id=HaHCoGcpV9). Images are integers;
+`IntegerGaussian` adds integers to them, and nothing leaks.
+"""
+
+import dataclasses
+import decimal
+import fractions
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lipjax import _checks
+from lipjax.smoothing.kernels import Ablation, Mask, Uniform
+from lipjax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """Adds `sigma` times standard normal numbers, in the dtype of x.
+
+    Attributes:
+        sigma: Standard deviation, in the units of x.
+
+    float32 normal numbers take 2^23 values: rounded to the 256 levels of an image, their law is up to
+    5e-5 off for every pixel at sigma = 1, and sums leak x (see above). Good for training and for
+    estimates; for a proof take `IntegerGaussian`.
+
+    >>> Gaussian(0.5)(jax.random.key(0), jnp.zeros(3)).shape
+    (3,)
+    """
+
+    sigma: float
+
+    def __post_init__(self):
+        _checks.nonnegative(sigma=self.sigma)
+
+    def __call__(self, key: Array, x: Array) -> Array:
+        return x + jnp.asarray(self.sigma, x.dtype) * jax.random.normal(key, x.shape, x.dtype)
+
+    def check(self, x) -> None:
+        """Refuses what is not floating."""
+        _checks.real_floating(x=jnp.asarray(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class IntegerGaussian:
+    """Adds `round(levels * sigma * Z)` to an integer image and divides the sum by `levels`.
+
+    Attributes:
+        sigma: Standard deviation in units of `x / levels`, that is of [0, 1].
+        levels: What makes the largest value one; 255 for bytes.
+
+    The integers have the rounded normal law to 2^-64 for each value: 64 random bits are compared with
+    a table of its cumulative probabilities. For integer x, rounding `x + noise` is adding the rounded
+    noise, so the result is a function of a Gaussian sample, and every certificate holds, for inputs on
+    the grid, after `law_error` is taken off: pass it to `certify`.
+
+    >>> noise = IntegerGaussian(0.25)
+    >>> noise(jax.random.key(0), jnp.array([0, 255], jnp.uint8)).dtype
+    dtype('float32')
+    """
+
+    sigma: float
+    levels: int = 255
+
+    def __post_init__(self):
+        _checks.positive(sigma=self.sigma)
+        _checks.integer(1, levels=self.levels)
+        if not 0.05 <= self.sigma * self.levels <= 2000:
+            raise ValueError(
+                f"sigma is {self.sigma!r}; times {self.levels} levels it must lie in [0.05, 2000]."
+            )
+
+    def __call__(self, key: Array, x: Array) -> Array:
+        total = x.astype(jnp.int32) + self.integers(key, x.shape)
+        return total.astype(jnp.float32) / self.levels
+
+    def integers(self, key: Array, shape: tuple[int, ...]) -> Array:
+        """`int32[shape]`, rounded normal numbers of deviation `levels * sigma`."""
+        high, low = _table(self.sigma, self.levels)
+        bits = jax.random.bits(key, (2, *shape), jnp.uint32)
+        return _count_at_most(jnp.asarray(high), jnp.asarray(low), *bits) - len(high) // 2
+
+    def law_error(self, size: int) -> float:
+        """At most the total variation between the law of `size` pixels and the exact one."""
+        _checks.integer(1, size=size)
+        return size * (len(_table(self.sigma, self.levels)[0]) + 2) * 2.0**-64
+
+    def check(self, x) -> None:
+        """Refuses what is not integer."""
+        if not jnp.issubdtype(jnp.asarray(x).dtype, jnp.integer):
+            raise ValueError(f"x has dtype {jnp.asarray(x).dtype}; it must be an integer image.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Replaces, masks or ablates tokens.
+
+    Attributes:
+        kernel: `kernels.Uniform`, whose tokens are 0 to `vocab_size - 1`, `Mask` or `Ablation`.
+        mask: Token that stands for a masked one; with `Mask` and `Ablation` only.
+
+    Keeps 64 random bits for each decision, see `law_error`.
+
+    >>> from lipjax.smoothing.kernels import Mask
+    >>> Tokens(Mask(1.0), mask=9)(jax.random.key(0), jnp.array([1, 2])).tolist()
+    [9, 9]
+    """
+
+    kernel: Uniform | Mask | Ablation
+    mask: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.kernel, Uniform | Mask | Ablation):
+            raise ValueError(f"kernel is {self.kernel!r}; it must be Uniform, Mask or Ablation.")
+        if isinstance(self.kernel, Uniform) != (self.mask is None):
+            wanted = "None" if isinstance(self.kernel, Uniform) else "the token of a masked place"
+            raise ValueError(f"mask is {self.mask!r}; with {self.kernel!r} it must be {wanted}.")
+
+    def __call__(self, key: Array, x: Array) -> Array:
+        kernel = self.kernel
+        if isinstance(kernel, Ablation):
+            high, low = jax.random.bits(key, (2, kernel.length), jnp.uint32)
+            order = jnp.lexsort((low, high))
+            kept = jnp.zeros(kernel.length, bool).at[order[: kernel.keep]].set(True)
+            return jnp.where(kept, x, jnp.asarray(self.mask, x.dtype))
+        chance_key, which_key = jax.random.split(key)
+        changed = _happens(chance_key, x.shape, kernel.beta)
+        if isinstance(kernel, Mask):
+            return jnp.where(changed, jnp.asarray(self.mask, x.dtype), x)
+        step = jax.random.randint(which_key, x.shape, 1, kernel.vocab_size, jnp.int32)
+        moved = x.astype(jnp.int32) + jnp.where(changed, step, 0)
+        return jnp.where(moved >= kernel.vocab_size, moved - kernel.vocab_size, moved).astype(
+            x.dtype
+        )
+
+    def law_error(self, size: int) -> float:
+        """At most the total variation between the law of `size` tokens and the kernel's."""
+        _checks.integer(1, size=size)
+        return size * max(size, getattr(self.kernel, "vocab_size", 1)) * 2.0**-62
+
+    def check(self, x) -> None:
+        """Refuses tokens outside of the alphabet, and a length that the kernel does not have."""
+        x = jnp.asarray(x)
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise ValueError(f"x has dtype {x.dtype}; tokens are integers.")
+        if isinstance(self.kernel, Ablation) and x.shape != (self.kernel.length,):
+            raise ValueError(f"x has shape {x.shape}; it must be ({self.kernel.length},) tokens.")
+        if isinstance(x, jax.core.Tracer):
+            return
+        values = np.asarray(x)
+        if isinstance(self.kernel, Uniform):
+            size = self.kernel.vocab_size
+            if np.any(values < 0) or np.any(values >= size):
+                raise ValueError(
+                    f"x is {values!r}; its tokens must lie between 0 and vocab_size - 1 = {size - 1}."
+                )
+        elif np.any(values == self.mask):
+            raise ValueError(f"x is {values!r}; it holds the mask {self.mask}, which is no token.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """Independent noise on the parts of an example that is a tuple.
+
+    Attributes:
+        parts: One noise for each part; None leaves a part as it is.
+
+    >>> noise = Product((Tokens(Mask(0.5), mask=9), Gaussian(1.0)))
+    >>> tokens, image = noise(jax.random.key(0), (jnp.arange(3), jnp.zeros((2, 2))))
+    >>> tokens.shape, image.shape
+    ((3,), (2, 2))
+    """
+
+    parts: tuple[Any, ...]
+
+    def __post_init__(self):
+        for part in self.parts:
+            if part is not None and not callable(part):
+                raise ValueError(f"parts holds {part!r}; each part must be a noise or None.")
+
+    def __call__(self, key: Array, x: tuple) -> tuple:
+        keys = [jax.random.fold_in(key, i) for i in range(len(self.parts))]
+        return tuple(
+            value if part is None else part(k, value) for k, part, value in zip(keys, self.parts, x)
+        )
+
+    def check(self, x) -> None:
+        """Refuses what is no tuple of as many parts, or what a part refuses."""
+        if not isinstance(x, tuple | list) or len(x) != len(self.parts):
+            raise ValueError(f"x is a {type(x).__name__}; it must hold {len(self.parts)} parts.")
+        for part, value in zip(self.parts, x):
+            if hasattr(part, "check"):
+                part.check(value)
+
+
+def _happens(key, shape, chance: float):
+    """True with that chance, to 2^-64."""
+    if chance >= 1:
+        return jnp.ones(shape, bool)
+    limit = int(fractions.Fraction(chance) * 2**64)
+    high, low = np.uint32(limit >> 32), np.uint32(limit & 0xFFFFFFFF)
+    first, second = jax.random.bits(key, (2, *shape), jnp.uint32)
+    return (first < high) | ((first == high) & (second < low))
+
+
+def _count_at_most(high, low, first, second):
+    """How many entries of an increasing table are at most a number, all of 64 bits in two words."""
+    size = high.shape[0]
+    found = jnp.zeros(first.shape, jnp.int32)
+    step = 1 << (size.bit_length() - 1)
+    while step:
+        place = found + step
+        at = jnp.minimum(place, size) - 1
+        top, bottom = high[at], low[at]
+        inside = (top < first) | ((top == first) & (bottom <= second))
+        found = jnp.where((place <= size) & inside, place, found)
+        step //= 2
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _table(sigma: float, levels: int):
+    """`2^64 P(N <= i)` for i from -R to R - 1 in two words, N the rounded normal number."""
+    with decimal.localcontext() as context:
+        context.prec = 60
+        scale = decimal.Decimal(sigma) * levels
+        positive = []
+        i = 0
+        while True:  # P(N <= i) for i = 0, 1, ...: at (i + 1/2) / scale
+            tail = _upper_tail((2 * i + 1) / (2 * scale))
+            positive.append(int((1 - tail) * 2**64))
+            if tail * 2**65 < 1:
+                break
+            i += 1
+    values = [2**64 - v for v in reversed(positive)] + positive
+    values = [min(v, 2**64 - 1) for v in values]
+    words = np.array([(v >> 32, v & 0xFFFFFFFF) for v in values], np.uint64)
+    return words[:, 0].astype(np.uint32), words[:, 1].astype(np.uint32)
+
+
+def _upper_tail(x: decimal.Decimal) -> decimal.Decimal:
+    """`P(Z > x)` for x at least 0, to 30 digits: a series of positive terms about zero."""
+    term = total = x
+    k = 1
+    square = x * x
+    while term > total * decimal.Decimal("1e-55"):
+        term = term * square / (2 * k + 1)
+        total += term
+        k += 1
+    pi = decimal.Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
+    return decimal.Decimal("0.5") - total * (-square / 2).exp() / (2 * pi).sqrt()

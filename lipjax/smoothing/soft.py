@@ -1,0 +1,335 @@
+r"""Certificates from averaged scores instead of votes.
+
+A smoothed classifier may average f(x + noise) for scores f on the simplex, a map of
+`lipjax.smoothing.simplex` after the logits. Everything that holds for chances of votes holds for means
+of scores; only their confidence bounds differ, and those gain from a small variance.
+
+The map is a part of the classifier: one map for all inputs, chosen on data that is not certified, by
+`trade_off` for example. Choosing the map with the largest radius for each input, as the published code
+does, certifies another classifier at every input: its balls overlap with different classes in them.
+`unsound_per_input` shows it.
+
+Reference: Delattre et al. (2024), https://arxiv.org/abs/2309.16883.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lipjax import _checks
+from lipjax.smoothing import _counts, confidence, simplex
+from lipjax.smoothing.lipschitz import radius as lipschitz_radius
+from lipjax.smoothing.multiclass import REST
+from lipjax.smoothing.sampling import Moments, sample_moments
+from lipjax.typing import Certificate
+
+BUDGETS = ("weighted", "bonferroni")
+BOUNDS = ("both", "bernstein", "kl")
+GRID = 2.0**-24
+"""How much a mean of `Moments` may lie below that of the scores."""
+
+
+def certify(
+    selection: Moments,
+    estimation: Moments,
+    *,
+    sigma,
+    alpha: float,
+    budget: str = "weighted",
+    bound: str = "both",
+    lipschitz=None,
+    law_error: float = 0.0,
+) -> Certificate:
+    """The class with the largest smoothed score and a radius that it holds within, or ABSTAIN.
+
+    Args:
+        selection: Moments of a first sample, which choose the class and how alpha is spent.
+        estimation: Moments of a second, independent one, of at least 2 samples. Both of the same shape,
+            for any leading axes, of scores that sum to at most one.
+        sigma: Standard deviation of the noise, a number or `float[...]`.
+        alpha: Chance, for each input, that the certificate is wrong.
+        budget: `"weighted"` or `"bonferroni"`, as in `lipjax.smoothing.multiclass`.
+        bound: `"bernstein"`, `"kl"`, or for each mean the better of them, each at half the level.
+        lipschitz: l2 constant of every score on the whole space, a number or an upper `Bound`, for
+            the larger radius of `lipjax.smoothing.lipschitz`.
+        law_error: Of the noise, see `lipjax.smoothing.noise`; taken off.
+
+    Returns:
+        `Certificate` with float64 NumPy radii; `info` has `p_lower`, `p_upper` of the others, and the
+        ledger, what each kind of failure got of alpha.
+
+    Guarantee: with probability at least `1 - alpha` over the samples, either it abstains or
+    `prediction` has the largest smoothed score everywhere closer than `radius`.
+
+    Raises:
+        ValueError: for moments of different shapes or of scores that sum to more than one, fewer than 2
+            samples, one class, alpha outside (0, 1), sigma not positive, unknown options.
+
+    >>> from lipjax.smoothing.sampling import sample_moments
+    >>> fn = lambda x: simplex.softmax(jnp.stack([x, -x], -1), temperature=0.5)
+    >>> options = dict(sigma=0.5, num_classes=2, batch_size=1000)
+    >>> first = sample_moments(jax.random.key(0), fn, jnp.float32(1), num_samples=100, **options)
+    >>> second = sample_moments(jax.random.key(1), fn, jnp.float32(1), num_samples=9000, **options)
+    >>> found = certify(first, second, sigma=0.5, alpha=0.001)
+    >>> int(found.prediction), bool(0.6 < found.radius < 0.8)
+    (0, True)
+    """
+    from scipy import special
+
+    _checks.one_of(BUDGETS, budget=budget)
+    _checks.one_of(BOUNDS, bound=bound)
+    _checked(selection, estimation)
+    sigma = _counts.levels(alpha, sigma)
+    best, levels, ledger = _spend(selection, alpha, budget)
+    mean, variance = estimation.mean, estimation.variance
+    trials = np.asarray(estimation.count)[..., None]
+    lower, upper = _bounds(mean, variance, trials, levels, bound)
+    p_lower = np.maximum(np.take_along_axis(lower, best, -1)[..., 0] - law_error, 0.0)
+    np.put_along_axis(upper, best, 0.0, -1)
+    cap = 1 - p_lower + _excess(mean.shape[-1])
+    p_upper = np.minimum(np.minimum(upper.max(-1) + GRID + law_error, cap), 1.0)
+    if lipschitz is None:
+        with np.errstate(invalid="ignore"):  # a score that is at least 0 and one that is at most 1
+            radius = sigma / 2 * (-special.ndtri(1 - p_lower) - special.ndtri(p_upper))
+        radius = np.where(np.isnan(radius), 0.0, radius)
+    else:
+        radius = lipschitz_radius(p_lower, p_upper, lipschitz=lipschitz, sigma=sigma)
+    info = {"p_lower": p_lower, "p_upper": p_upper, "ledger": ledger}
+    return _counts.certificate(best[..., 0], radius, info)
+
+
+class TradeOff(NamedTuple):
+    """What each map and temperature gives, averaged over inputs.
+
+    Attributes:
+        maps: `(name, temperature)` of each, M of them.
+        spread: `float64[M]`, standard deviation of the score of the class.
+        margin: `float64[M]`, mean score of the class less the next one's.
+        constant: `float64[M]`, Lipschitz constant of a score per unit of that of the logits.
+        radius: `float64[M]`, mean certified radius, 0 for a wrong class.
+    """
+
+    maps: tuple[tuple[str, float], ...]
+    spread: np.ndarray
+    margin: np.ndarray
+    constant: np.ndarray
+    radius: np.ndarray
+
+    @property
+    def best(self) -> tuple[str, float]:
+        """The map with the largest mean radius, the first of several."""
+        return self.maps[int(np.argmax(self.radius))]
+
+
+def trade_off(
+    key,
+    fn,
+    xs,
+    labels,
+    *,
+    maps,
+    sigma: float,
+    alpha: float,
+    num_samples: int,
+    num_classes: int,
+    batch_size: int,
+    planned_samples: int | None = None,
+    lipschitz=None,
+) -> TradeOff:
+    """Variance, margin, Lipschitz constant and radius of maps, on inputs kept for this choice.
+
+    Args:
+        key: One random key.
+        fn: `float[b, ...] -> float[b, num_classes]`, logits.
+        xs: `float[N, ...]`, inputs that will not be certified: a validation split.
+        labels: `int[N]`, their classes.
+        maps: `(name, temperature)` of each candidate, names of `lipjax.smoothing.simplex.MAPS`.
+        sigma: Standard deviation of the noise.
+        alpha: Level of the certificates that are planned.
+        num_samples: Noisy copies of each input, used for all candidates.
+        num_classes: Number of classes.
+        batch_size: Examples in a call of `fn`.
+        planned_samples: Samples of the certificates that are planned; by default `num_samples`. Means
+            and variances are estimated with `num_samples`, their bounds are those of so many.
+        lipschitz: Of the logits, for Lipschitz-aware radii; a number or an upper `Bound`.
+
+    Returns:
+        A `TradeOff`, whose `best` is the map to deploy. An estimate: the radii here certify nothing.
+
+    >>> found = trade_off(
+    ...     jax.random.key(0), lambda x: jnp.stack([x, -x], -1), jnp.linspace(-2, 2, 8),
+    ...     np.array([1, 1, 1, 1, 0, 0, 0, 0]), maps=[("softmax", 1.0), ("softmax", 0.1)], sigma=0.5,
+    ...     alpha=0.001, num_samples=500, num_classes=2, batch_size=500, planned_samples=100_000,
+    ... )
+    >>> found.best
+    ('softmax', 0.1)
+    """
+    maps = tuple((str(name), float(temperature)) for name, temperature in maps)
+    if not maps:
+        raise ValueError("maps is empty; it must hold (name, temperature) pairs.")
+    constants = np.array(
+        [simplex.component(n, temperature=t, num_classes=num_classes) for n, t in maps]
+    )
+
+    def scores(x):
+        logits = fn(x)
+        parts = [getattr(simplex, n)(logits, temperature=t) for n, t in maps]
+        return jnp.concatenate(parts, axis=-1)
+
+    @jax.jit
+    def moments(key, x):
+        return sample_moments(
+            key,
+            scores,
+            x,
+            sigma=sigma,
+            num_samples=num_samples,
+            num_classes=num_classes * len(maps),
+            batch_size=batch_size,
+        )
+
+    found = [moments(jax.random.fold_in(key, i), x) for i, x in enumerate(xs)]
+    shape = (len(found), len(maps), num_classes)
+    mean = np.stack([m.mean for m in found]).reshape(shape)
+    variance = np.stack([m.variance for m in found]).reshape(shape) * (1 - 1 / num_samples)
+    labels = np.asarray(labels)
+    radii = np.zeros(shape[:2])
+    best, levels, _ = _shares(mean, variance / num_samples, alpha, "weighted", 1.0 / num_samples)
+    trials = np.full((*shape[:2], 1), planned_samples or num_samples)
+    lower, upper = _bounds(mean, variance, trials, levels, "both")
+    own = np.take_along_axis(lower, best, -1)[..., 0]
+    rest = upper.copy()
+    np.put_along_axis(rest, best, 0.0, -1)
+    other = np.minimum(rest.max(-1), 1 - own)
+    for i, constant in enumerate(constants):
+        limit = np.inf
+        if lipschitz is not None:
+            value = getattr(lipschitz, "value", lipschitz)
+            limit = np.asarray(value, np.float64) * constant
+        radii[:, i] = lipschitz_radius(own[:, i], other[:, i], lipschitz=limit, sigma=sigma)
+    radii *= best[..., 0] == labels[:, None]
+    ordered = np.sort(mean, axis=-1)
+    spread = np.sqrt(np.take_along_axis(variance, best, -1)[..., 0])
+    margin = (ordered[..., -1] - ordered[..., -2]).mean(0)
+    return TradeOff(maps, spread.mean(0), margin, constants, radii.mean(0))
+
+
+def unsound_per_input(counts, moments: Moments, *, sigma, alpha: float) -> Certificate:
+    """The published choice of a map for each input. NOT SOUND: for reproduction and comparison alone.
+
+    Args:
+        counts: `int[..., K]`, votes.
+        moments: Of the scores of M maps on the same samples: their sums have shape `[..., M, 3, K]`.
+        sigma: Standard deviation of the noise.
+        alpha: What the published code calls so; the chance of a wrong certificate is not bounded by it.
+
+    Returns:
+        Of votes and maps the largest radius, and its class. Two inputs closer than either radius can
+        get different classes.
+
+    >>> counts = np.array([900, 100])
+    >>> votes = Moments(jnp.int32(1000), np.zeros((1, 3, 2)), np.zeros((1, 5, 2)))
+    >>> votes.total[0, 0], votes.squares[0, 0] = counts, counts
+    >>> bool(unsound_per_input(counts, votes, sigma=1.0, alpha=0.001).radius > 1)
+    True
+    """
+    from scipy import special
+
+    (counts,) = _counts.checked(2, counts=counts)
+    sigma = _counts.levels(alpha, sigma)
+    classes = counts.shape[-1]
+    trials = counts.sum(-1, keepdims=True)
+    interval = confidence.clopper_pearson(counts, trials, alpha=alpha / classes)
+    n = np.asarray(moments.count)[..., None, None]
+    log = np.log(2 * classes / alpha)
+    shift = np.sqrt(2 * moments.variance * log / n) + 7 * log / (3 * (n - 1))
+    lower = np.concatenate([interval.lower[..., None, :], moments.mean - shift], -2)
+    upper = np.concatenate([interval.upper[..., None, :], moments.mean + shift], -2)
+    best = lower.argmax(-1)
+    p = np.clip(lower.max(-1), 0, 1)
+    q = np.clip(np.sort(upper, -1)[..., -2], 0, 1)
+    with np.errstate(invalid="ignore"):
+        radii = np.where(p > 0, sigma[..., None] / 2 * (special.ndtri(p) - special.ndtri(q)), 0.0)
+    largest = np.nan_to_num(radii).argmax(-1)[..., None]
+    radius = np.take_along_axis(radii, largest, -1)[..., 0]
+    prediction = np.take_along_axis(best, largest, -1)[..., 0]
+    return _counts.certificate(prediction, radius, {"map": largest[..., 0] - 1})
+
+
+def _bounds(mean, variance, trials, levels, bound):
+    """Lower and upper bounds on means, each at the level of its class."""
+    if bound == "bernstein":
+        return confidence.empirical_bernstein(mean, variance, trials, alpha=levels)
+    if bound == "kl":
+        return confidence.chernoff_kl(mean, trials, alpha=levels)
+    one = confidence.empirical_bernstein(mean, variance, trials, alpha=levels / 2)
+    other = confidence.chernoff_kl(mean, trials, alpha=levels / 2)
+    return np.maximum(one.lower, other.lower), np.minimum(one.upper, other.upper)
+
+
+def _spend(selection, alpha, budget):
+    least = 1.0 / np.asarray(selection.count, np.float64)[..., None]
+    error = np.nan_to_num(selection.variance) * least  # of a single sample: nothing known
+    return _shares(selection.mean, error, alpha, budget, least)
+
+
+def _shares(mean, error, alpha, budget, least):
+    """The class, a level for each class, and the ledger, from the first sample alone.
+
+    Contenders came within three deviations of the second.
+    """
+    classes = mean.shape[-1]
+    best = np.argmax(mean, axis=-1)[..., None]
+    if budget == "bonferroni":
+        level = np.full(mean.shape, alpha / classes)
+        total = np.full(mean.shape[:-1], alpha * (1 - 1 / classes))
+        ledger = {"the class is less likely": level[..., 0], "another class is more likely": total}
+        return best, level, ledger
+    others = mean.copy()
+    np.put_along_axis(others, best, -1.0, -1)
+    second = others.argmax(-1)[..., None]
+    reach = 3 * np.sqrt(error + least * least)
+    floor = np.take_along_axis(others - reach, second, -1)
+    contends = others + reach >= np.maximum(least, floor)
+    np.put_along_axis(contends, second, True, -1)
+    np.put_along_axis(contends, best, False, -1)
+    near = contends.sum(-1, keepdims=True)
+    far = classes - 1 - near
+    shared = np.where(far > 0, 1 - REST, 1.0) * alpha / 2
+    level = np.where(contends, shared / near, REST * alpha / np.maximum(far, 1))
+    np.put_along_axis(level, best, shared, -1)
+    ledger = {
+        "the class is less likely": shared[..., 0],
+        "a contender is more likely": shared[..., 0],
+        "another class is more likely": np.where(far > 0, REST * alpha, 0.0)[..., 0],
+    }
+    return best, level, ledger
+
+
+def _excess(classes: int) -> float:
+    """By which float32 scores on the simplex may sum to more than one."""
+    return (classes + 2) * 2.0**-23
+
+
+def _checked(selection, estimation):
+    for name, moments in (("selection", selection), ("estimation", estimation)):
+        if not isinstance(moments, Moments):
+            raise ValueError(f"{name} is a {type(moments).__name__}; it must be Moments.")
+        least = 2 if name == "estimation" else 1
+        if np.any(np.asarray(moments.count) < least):
+            raise ValueError(
+                f"{name}.count is {np.asarray(moments.count)}; it must be at least {least}."
+            )
+        classes = moments.total.shape[-1]
+        if classes < 2:
+            raise ValueError(f"{name} has {classes} class; it must have at least 2.")
+        most = moments.mean.sum(-1).max()
+        if most > 1 + _excess(classes):
+            raise ValueError(f"{name} has scores that sum to {most}; scores must sum to at most 1.")
+    if selection.total.shape != estimation.total.shape:
+        raise ValueError(
+            f"estimation has sums of shape {estimation.total.shape} and selection "
+            f"{selection.total.shape}; they must be the same."
+        )

@@ -1,0 +1,157 @@
+"""Noise: the laws, and an attack that float noise does not survive."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from lipjax.smoothing import gaussian, noise
+from lipjax.smoothing.kernels import Ablation, Mask, Uniform
+from lipjax.smoothing.noise import Gaussian, IntegerGaussian, Product, Tokens
+from lipjax.smoothing.sampling import sample_counts
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("sigma,levels", [(0.25, 255), (1.0, 255), (0.3, 1)])
+def test_the_table_of_integers_is_the_normal_law(sigma, levels):
+    high, low = noise._table(sigma, levels)
+    chance = high.astype(np.float64) * 2.0**-32 + low.astype(np.float64) * 2.0**-64
+    places = np.arange(len(high)) - len(high) // 2
+    exact = special.ndtr((places + 0.5) / (sigma * levels))
+    np.testing.assert_allclose(chance, exact, rtol=1e-13, atol=2.0**-63)
+    assert exact[0] < 2.0**-63 and (np.diff(chance) >= 0).all()
+    assert IntegerGaussian(sigma, levels).law_error(3072) < 1e-12
+
+
+def test_integers_are_counted_in_the_table():
+    """Every entry of a table, the number below and the one above it."""
+    high, low = noise._table(0.01, 255)
+    table = [int(h) << 32 | int(v) for h, v in zip(high, low)]
+    numbers = sorted({min(max(t + d, 0), 2**64 - 1) for t in table for d in (-1, 0, 1)} | {0})
+    words = np.array([(v >> 32, v & 0xFFFFFFFF) for v in numbers], np.uint64).astype(np.uint32)
+    found = noise._count_at_most(jnp.asarray(high), jnp.asarray(low), words[:, 0], words[:, 1])
+    assert found.tolist() == [sum(t <= v for t in table) for v in numbers]
+
+
+def test_integers_are_drawn_from_the_table():
+    drawn = np.asarray(IntegerGaussian(0.02).integers(KEY, (200_000,)))
+    scale = 0.02 * 255
+    for i in (-12, -4, 0, 3, 11):
+        p = special.ndtr((i + 0.5) / scale)
+        assert abs((drawn <= i).mean() - p) < 4 * np.sqrt(p * (1 - p) / drawn.size)
+
+
+def attack(noise, x, away, *, num_samples=200):
+    """Certifies a classifier that looks whether noise was added to exactly this image.
+
+    Subtracting and adding x gives the same sum again where x is what the noise was added to. (One batch
+    outside of jit, where products are rounded before sums.)
+    """
+    secret = x.astype(jnp.float32) / 255 if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+    def fn(noisy):
+        back = (noisy - secret[None]) + secret[None] == noisy
+        share = back.mean(-1, dtype=jnp.float32)
+        return jnp.stack([share - 0.985, 0.985 - share], -1)
+
+    options = dict(num_samples=num_samples, num_classes=2, batch_size=num_samples, noise=noise)
+    found = []
+    for place in (x, away):
+        votes = [
+            np.asarray(sample_counts(jax.random.fold_in(KEY, i), fn, place, **options))
+            for i in range(2)
+        ]
+        found.append(gaussian.certify(*votes, sigma=0.5, alpha=0.001))
+    return found
+
+
+def test_float_noise_tells_the_image_and_integer_noise_does_not():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, 3072)
+    # Floats: two classes are certified in balls that overlap. One of the certificates is wrong.
+    x = jnp.asarray(pixels / 255, jnp.float32)
+    away = x + jnp.asarray(0.004 * rng.choice([-1, 1], 3072), jnp.float32)
+    distance = float(jnp.linalg.norm(away - x))
+    here, there = attack(Gaussian(0.5), x, away)
+    assert here.prediction == 0 and there.prediction == 1
+    assert min(here.radius, there.radius) > distance
+    # Integers: the question has one answer at both places.
+    x = jnp.asarray(pixels, jnp.int32)
+    away = x + jnp.asarray(rng.choice([0, 1], 3072), jnp.int32)
+    here, there = attack(IntegerGaussian(0.5), x, away)
+    assert here.prediction == there.prediction >= 0
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_uniform_tokens(beta):
+    vocab = 4
+    x = jnp.tile(jnp.arange(vocab), 20_000)
+    noisy = np.asarray(Tokens(Uniform(beta, vocab))(KEY, x)).reshape(-1, vocab)
+    for a, b in itertools.product(range(vocab), repeat=2):
+        p = 1 - beta if a == b else beta / (vocab - 1)
+        assert abs((noisy[:, a] == b).mean() - p) <= 4 * np.sqrt(p * (1 - p) / 20_000)
+
+
+def test_masked_and_ablated_tokens():
+    x = jnp.arange(5)
+    keys = jax.random.split(KEY, 4000)
+    masked = np.asarray(jax.vmap(lambda k: Tokens(Mask(0.25), mask=9)(k, x))(keys))
+    assert set(np.unique(masked)) == {0, 1, 2, 3, 4, 9}
+    assert abs((masked == 9).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / masked.size)
+    ablated = np.asarray(jax.vmap(lambda k: Tokens(Ablation(2, 5), mask=9)(k, x))(keys))
+    assert ((ablated != 9).sum(1) == 2).all()
+    pairs, times = np.unique(ablated != 9, axis=0, return_counts=True)
+    assert len(pairs) == 10 and abs(times - 400).max() < 4 * np.sqrt(400)
+
+
+def test_parts_have_noise_of_their_own():
+    both = Product((Tokens(Mask(0.5), mask=9), Gaussian(1.0), None))
+    x = (jnp.arange(3), jnp.zeros(2), jnp.ones(1))
+    tokens, image, rest = jax.vmap(lambda k: both(k, x))(jax.random.split(KEY, 3000))
+    masked = np.asarray(tokens == 9, np.float64)
+    assert abs(np.corrcoef(masked[:, 0], np.asarray(image)[:, 0])[0, 1]) < 0.08
+    assert (rest == 1).all() and abs(float(image.std()) - 1) < 0.05
+
+    def fn(x):
+        tokens, image, _ = x
+        hidden = (tokens == 9).sum(-1) > 1
+        return jnp.stack([image[:, 0], jnp.where(hidden, 10.0, 0.0)], -1)
+
+    counts = sample_counts(KEY, fn, x, noise=both, num_samples=2000, num_classes=2, batch_size=500)
+    p = 0.5 * special.ndtr(0)  # at most one of three is masked, and the image is positive
+    assert abs(counts[0] / 2000 - p) < 4 * np.sqrt(p * (1 - p) / 2000)
+
+
+@pytest.mark.parametrize(
+    "made,x,word",
+    [
+        (Gaussian(1.0), jnp.arange(3), "x has dtype"),
+        (IntegerGaussian(1.0), jnp.zeros(3), "must be an integer image"),
+        (Tokens(Uniform(0.5, 3)), jnp.arange(4), "vocab_size - 1 = 2"),
+        (Tokens(Uniform(0.5, 3)), jnp.zeros(3), "tokens are integers"),
+        (Tokens(Mask(0.5), mask=2), jnp.arange(3), "holds the mask 2"),
+        (Tokens(Ablation(2, 5), mask=9), jnp.arange(4), "must be .5,. tokens"),
+        (Product((Gaussian(1.0),)), jnp.zeros(3), "must hold 1 parts"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(made, x, word):
+    with pytest.raises(ValueError, match=word):
+        sample_counts(KEY, lambda x: x, x, noise=made, num_samples=5, num_classes=2, batch_size=5)
+
+
+def test_bad_noise_is_named():
+    for make, word in (
+        (lambda: Gaussian(-1.0), "sigma is -1.0"),
+        (lambda: IntegerGaussian(0.0), "sigma is 0.0"),
+        (lambda: IntegerGaussian(100.0), "times 255 levels"),
+        (lambda: Tokens("uniform"), "kernel is 'uniform'"),
+        (lambda: Tokens(Mask(0.5)), "mask is None"),
+        (lambda: Tokens(Uniform(0.5, 3), mask=1), "mask is 1"),
+        (lambda: Product(("noise",)), "parts holds 'noise'"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            make()
