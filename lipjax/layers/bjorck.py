@@ -11,11 +11,14 @@ Reference: Björck, Bowie (1971), https://doi.org/10.1137/0708036; in networks A
 
 import functools
 
+import jax
+import jax.numpy as jnp
 from jax import lax
 
 from lipjax import _checks
+from lipjax._numerics import matmul, safe_abs, safe_norm
 from lipjax.layers import forms, normalized
-from lipjax.layers._explicit import Params, bjorck_step, isometric, upright
+from lipjax.layers._explicit import Params, adjoint, isometric, leading_one, upright
 from lipjax.layers.forms import Linear
 from lipjax.layers.forms import linear_bound as bound
 from lipjax.layers.forms import linear_dense as apply_dense
@@ -30,10 +33,15 @@ def init_dense(key: Array, in_features: int, out_features: int) -> Params:
 
 
 def constrain_dense(params: Params, *, num_steps: int = 15) -> Linear:
-    """The weights of the layer: `num_steps` steps from the kernel over a bound of its norm.
+    """The weights of the layer: up to `num_steps` steps from the kernel over a bound of its norm.
+
+    The bound, from row sums and the Frobenius norm of `W^T W`, costs no product of its own.
+
+    Steps end where one more would change no weight, and a gradient by about 1e-4 of it: near an
+    isometry, as in most of a training, after two to five. Under `vmap`, where the last one ends.
 
     Guarantee: norm at most 1 up to the rounding of one step, about 1e-6; `bound` proves what these
-    floats have. Singular values below 1 come within 2 % of it from 0.01 in 15 steps; zero stays
+    floats have. Singular values come within 2 % of 1 from 0.01 of that bound in 15 steps; zero stays
     zero, so a kernel without full rank is a contraction, with finite gradients. NaN in gives NaN out.
 
     >>> import jax
@@ -42,13 +50,48 @@ def constrain_dense(params: Params, *, num_steps: int = 15) -> Linear:
     True
     """
     _checks.integer(0, num_steps=num_steps)
-    start = normalized.constrain_dense(Params(*params[:2])).kernel
+    if num_steps == 0:
+        return normalized.constrain_dense(Params(*params[:2]))
 
     def steps(w):
-        return lax.scan(lambda w, _: (bjorck_step(w), None), w, length=num_steps)[0]
+        # An upper bound of the norm, tight for isometries, from the product of the first step.
+        gram = matmul(adjoint(w), w)
+        rows = jnp.max(jnp.sum(safe_abs(gram), axis=-1))
+        square = jnp.minimum(rows, safe_norm(gram))
+        inverse = jnp.where(square == 0, 1, 1 / jnp.where(square == 0, 1, square))
+        first = _stepped(w * jnp.sqrt(inverse), gram * inverse)
+        return lax.scan(_step, first, length=num_steps - 1)[0][0]
 
-    kernel = upright(steps, start)
-    return forms.linear(kernel, params.bias)
+    return forms.linear(upright(steps, leading_one(params.kernel)), params.bias)
+
+
+def _step(carry, _):
+    """One step, unless `W^T W` is the identity already."""
+    w, away = carry
+    done = _at_most(lax.stop_gradient(away), 0.1 * jnp.finfo(w.dtype).eps)
+
+    def step(w, _):
+        return _stepped(w, matmul(adjoint(w), w))
+
+    return lax.cond(done, lambda w, away: (w, away), step, w, away), None
+
+
+def _stepped(w, gram):
+    """The next W, and a bound on how far its `W^T W` is from the identity."""
+    away = jnp.linalg.norm(lax.stop_gradient(gram) - jnp.eye(w.shape[-1], dtype=w.dtype))
+    # A step takes e = 1 - s^2 to (3 e^2 + e^3) / 4.
+    return 1.5 * w - 0.5 * matmul(w, gram), away * away * (3 + away) / 4
+
+
+@jax.custom_batching.custom_vmap
+def _at_most(away, limit):
+    return away <= limit
+
+
+@_at_most.def_vmap
+def _all_at_most(size, batched, away, limit):
+    """One answer for a batch: with one for each, all layers would take all steps."""
+    return _at_most(jnp.max(away), jnp.max(limit)), False
 
 
 def freeze_dense(params: Params, *, num_steps: int = 15) -> Linear:

@@ -215,7 +215,7 @@ def _kl_lower(m, budget):
             p = np.exp(y)
             slope = (p - m) / (1 - p)  # of the relative entropy in y
             step = (budget - _kl(m, p)) / slope
-            y = np.where((slope < 0) & (step > 0), y + step, y)
+            y = np.where((slope < 0) & (step > 0) & np.isfinite(step), y + step, y)
     return np.minimum(np.exp(y) * (1 - 1e-11), m)
 
 

@@ -23,10 +23,12 @@ def with_singular_values(values, rows=8):
 
 def test_singular_values_follow_the_polynomial():
     values = np.array([1.0, 0.7, 0.3, 0.05])
-    expected = values
+    matrix = with_singular_values(values)
+    gram = matrix.T @ matrix
+    expected = values / np.sqrt(min(np.abs(gram).sum(1).max(), np.linalg.norm(gram)))
     for _ in range(3):
         expected = 1.5 * expected - 0.5 * expected**3
-    kernel = bjorck.constrain_dense(params(with_singular_values(values)), num_steps=3).kernel
+    kernel = bjorck.constrain_dense(params(matrix), num_steps=3).kernel
     np.testing.assert_allclose(oracles.singular_values(kernel), expected, rtol=2e-3)
 
 
@@ -52,6 +54,31 @@ def test_one_step_repairs_a_norm_underestimated_twofold_and_other_polynomials_do
     assert np.abs(1.5 * s - 0.5 * s**3).max() <= 1
     muon = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
     assert np.abs(muon[s <= 1]).max() > 1.2
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.3])
+def test_steps_end_where_one_more_would_change_nothing(noise):
+    """Against the plain loop: the same weights and the same gradient."""
+    start = params(np.linalg.qr(RNG.normal(size=(12, 8)))[0] + noise * RNG.normal(size=(12, 8)))
+    direction = jnp.asarray(RNG.normal(size=(12, 8)), jnp.float32)
+
+    def plain(p):
+        w = p.kernel
+        gram = w.T @ w
+        w = w / jnp.sqrt(jnp.minimum(jnp.abs(gram).sum(1).max(), jnp.linalg.norm(gram)))
+        for _ in range(20):
+            w = 1.5 * w - 0.5 * w @ (w.T @ w)
+        return w
+
+    def made(p):
+        return bjorck.constrain_dense(p, num_steps=20).kernel
+
+    np.testing.assert_allclose(jax.jit(made)(start), jax.jit(plain)(start), atol=1e-6)
+    slopes = [
+        jax.jit(jax.grad(lambda p, f=f: jnp.vdot(f(p), direction)))(start) for f in (made, plain)
+    ]
+    largest = np.abs(slopes[1].kernel).max()
+    np.testing.assert_allclose(slopes[0].kernel, slopes[1].kernel, atol=2e-4 * largest)
 
 
 def test_rank_deficient_kernels_stay_contractions_with_finite_gradients():
