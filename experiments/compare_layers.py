@@ -85,7 +85,7 @@ def _run(args) -> list[dict]:
     settings = {
         name: getattr(args, name) for name in ("data", "cpu_minutes", "batch_size", "learning_rate")
     }
-    report = {"settings": settings, "cpus": os.cpu_count(), "rows": []}
+    report = {"settings": settings, "cpus": cores(), "rows": []}
     if args.out.exists():
         report = json.loads(args.out.read_text())
         if report["settings"] != settings:
@@ -146,6 +146,11 @@ def run_config(args, data: Dataset, layer: str, net: str, seed: int) -> RunConfi
     )
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def train(config: RunConfig, net: str, args) -> dict:
     """One training within the budget, and its accuracies."""
     data = setup.dataset(config, args.data_dir)  # its test part is what is held out
@@ -184,7 +189,7 @@ def train(config: RunConfig, net: str, args) -> dict:
         leaves, _ = jax.block_until_ready(take(leaves, t, 0.0))
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times[2:])
-    num_steps = max(1, int(60 * args.cpu_minutes / (os.cpu_count() * seconds)))
+    num_steps = max(1, int(60 * args.cpu_minutes / (cores() * seconds)))
     rates = np.asarray(triangular(config.learning_rate, num_steps)(jnp.arange(num_steps)))
     leaves = jax.tree.leaves(fresh())
     start, used = time.perf_counter(), time.process_time()
