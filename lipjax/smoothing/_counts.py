@@ -38,6 +38,12 @@ def levels(alpha: float, sigma) -> np.ndarray:
     return np.asarray(sigma, np.float64)
 
 
+def less_sure(chance, law_error: float):
+    """A chance that something goes wrong, with noise whose law is off by so much."""
+    _checks.within(0.0, 1.0, law_error=law_error)
+    return np.minimum(chance + law_error, 1.0)
+
+
 def chosen(selection):
     """The class with the most votes, the first at a tie: `int[..., 1]`."""
     return np.argmax(selection, axis=-1)[..., None]

@@ -86,6 +86,41 @@ def lower_table(trials: int, *, alpha: float) -> np.ndarray:
     return clopper_pearson(np.arange(trials + 1), trials, alpha=alpha).lower
 
 
+def failure_in_jit(successes, trials, *, alpha: float):
+    """`failure` as a JAX function of counts, for jit and vmap: the host is called back.
+
+    Arguments and errors as `failure`, but counts that are traced are not seen: out of range they give 1.
+
+    Returns:
+        `float32[...]`, rounded up, so never below the exact bound, and above it by one rounding at most.
+        A device that cannot call the host back looks counts up in `lower_table`.
+
+    >>> import jax
+    >>> bool(jax.jit(lambda k: failure_in_jit(k, 1000, alpha=0.001))(990) >= failure(990, 1000,
+    ...     alpha=0.001))
+    True
+    """
+    import jax
+    import jax.numpy as jnp
+
+    _open_unit(alpha=alpha)
+    for name, value in (("successes", successes), ("trials", trials)):
+        if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+            raise ValueError(f"{name} has dtype {jnp.result_type(value)}; counts are integers.")
+    shape = jnp.broadcast_shapes(jnp.shape(successes), jnp.shape(trials))
+
+    def on_host(k, n):
+        k, n = np.broadcast_arrays(np.asarray(k), np.asarray(n))
+        known = (n >= 1) & (k >= 0) & (k <= n)
+        exact = failure(np.where(known, k, 0), np.where(known, n, 1), alpha=alpha)
+        narrow = exact.astype(np.float32)
+        up = np.nextafter(narrow, np.float32(2))
+        return np.minimum(np.where(narrow < exact, up, narrow), np.float32(1))
+
+    made = jax.ShapeDtypeStruct(shape, np.float32)
+    return jax.pure_callback(on_host, made, successes, trials, vmap_method="broadcast_all")
+
+
 def randomized_clopper_pearson(successes, trials, uniform, *, alpha: float) -> Interval:
     """Exact bounds that use a random number to waste nothing of alpha.
 

@@ -16,7 +16,7 @@ from lipjax.smoothing import _counts, confidence
 from lipjax.typing import ABSTAIN, Certificate
 
 
-def certify(selection, estimation, *, sigma, alpha: float) -> Certificate:
+def certify(selection, estimation, *, sigma, alpha: float, law_error: float = 0.0) -> Certificate:
     """The class and a radius that it holds within, or ABSTAIN; the CERTIFY of the paper.
 
     Args:
@@ -24,6 +24,7 @@ def certify(selection, estimation, *, sigma, alpha: float) -> Certificate:
         estimation: `int[..., K]`, votes of a second, independent one.
         sigma: Standard deviation of the noise, a number or `float[...]`.
         alpha: Chance, for each input, that the certificate is wrong.
+        law_error: Of the noise, see `lipjax.smoothing.noise`; taken off the chance of the class.
 
     Returns:
         `Certificate` with float64 NumPy radii; `info` has `p_lower` and the ledger of alpha.
@@ -46,6 +47,7 @@ def certify(selection, estimation, *, sigma, alpha: float) -> Certificate:
     best = _counts.chosen(selection)
     votes = np.take_along_axis(estimation, best, -1)[..., 0]
     failure = confidence.failure(votes, estimation.sum(-1), alpha=alpha)
+    failure = _counts.less_sure(failure, law_error)
     radius = sigma * -special.ndtri(failure)
     info = {"p_lower": 1 - failure, "ledger": {"the class is less likely": alpha}}
     return _counts.certificate(best[..., 0], radius, info)

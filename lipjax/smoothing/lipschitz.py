@@ -86,6 +86,40 @@ def radius(p_lower, p_upper=None, *, lipschitz, sigma) -> np.ndarray:
     return np.where(gap > 0, gap * (1 - 1e-13), 0.0)[()]
 
 
+def smoothed(*, lipschitz, sigma, scores: str = "one", largest: float = 1.0) -> np.ndarray:
+    """The l2 constant of a function after Gaussian smoothing.
+
+    Args:
+        lipschitz: l2 constant before, a positive number, inf, or an upper `Bound`; `float[...]` too.
+        sigma: Standard deviation of the noise, a number or `float[...]`.
+        scores: `"one"` for a function with values in `[0, largest]`, `"all"` for a vector of values of
+            at least 0 with sum `largest`.
+        largest: That number.
+
+    Returns:
+        float64, an upper bound: `L erf(r / (2 sqrt(2) L sigma))` for one and `L erf(r / (2 L sigma))`
+        for all. At most L, and at most `r / (sigma sqrt(2 pi))` or `r / (sigma sqrt(pi))`. The constant
+        of one is reached by ramps. (The published code has `L erf(r / (sqrt(2) L sigma))`, up to twice
+        that.)
+
+    Raises:
+        ValueError: as `quantile`, and for another name or a number that is not positive.
+
+    >>> smoothed(lipschitz=1.0, sigma=1.0).round(4)
+    np.float64(0.3829)
+    """
+    from scipy import special
+
+    _checks.one_of(("one", "all"), scores=scores)
+    _checks.positive(largest=largest)
+    _, constant, sigma = _checked(lipschitz, sigma, p=0.5)
+    width = largest if scores == "one" else np.sqrt(2) * largest
+    limit = width / (sigma * np.sqrt(2 * np.pi))
+    known = np.where(np.isinf(constant), 1.0, constant)
+    found = known * special.erf(width / (2 * np.sqrt(2) * known * sigma))
+    return (np.minimum(np.where(np.isinf(constant), limit, found), limit) * (1 + 1e-13))[()]
+
+
 def published_radius(p, *, lipschitz, sigma) -> np.ndarray:
     """The published approximation of `radius(p)`, for comparison; never larger.
 

@@ -21,7 +21,15 @@ REST = 0.05
 """Share of alpha that "weighted" leaves to the classes that did not contend on the first sample."""
 
 
-def certify(selection, estimation, *, sigma, alpha: float, budget: str = "weighted") -> Certificate:
+def certify(
+    selection,
+    estimation,
+    *,
+    sigma,
+    alpha: float,
+    budget: str = "weighted",
+    law_error: float = 0.0,
+) -> Certificate:
     """The class and a radius that it holds within, or ABSTAIN.
 
     Args:
@@ -33,6 +41,7 @@ def certify(selection, estimation, *, sigma, alpha: float, budget: str = "weight
             put into buckets as in the reference, each bounded as one. `"weighted"`: half on the class,
             most of the rest on those that came near the second on the first sample, a twentieth on all
             others.
+        law_error: Of the noise, see `lipjax.smoothing.noise`; taken off every chance.
 
     Returns:
         `Certificate` with float64 NumPy radii; `info` has `p_lower`, `p_upper` of the others, and the
@@ -67,7 +76,8 @@ def certify(selection, estimation, *, sigma, alpha: float, budget: str = "weight
         bound = np.where(count > 0, _upper(most, trials, np.where(count > 0, level, 0.5)), 0.0)
         others = np.maximum(others, bound)
         ledger[name] = level * count
-    others = np.minimum(others, failure)
+    failure = _counts.less_sure(failure, law_error)
+    others = np.minimum(_counts.less_sure(others, law_error), failure)
     radius = sigma / 2 * (-special.ndtri(failure) - special.ndtri(others))
     info = {"p_lower": 1 - failure, "p_upper": others, "ledger": ledger}
     return _counts.certificate(best[..., 0], radius, info)

@@ -82,6 +82,7 @@ def certify(
     _checks.one_of(BOUNDS, bound=bound)
     _checked(selection, estimation)
     sigma = _counts.levels(alpha, sigma)
+    _checks.within(0.0, 1.0, law_error=law_error)
     best, levels, ledger = _spend(selection, alpha, budget)
     mean, variance = estimation.mean, estimation.variance
     trials = np.asarray(estimation.count)[..., None]

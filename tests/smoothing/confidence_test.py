@@ -138,3 +138,23 @@ def test_kl_is_inside_hoeffding():
 def test_bad_input_is_named(call, word):
     with pytest.raises(ValueError, match=word):
         call()
+
+
+def test_failure_in_jit():
+    """Never below the exact value, and at most one rounding above, under jit and vmap."""
+    import jax
+
+    for n, alpha in ((1, 0.3), (10, 1e-12), (1000, 0.05), (10**6, 1e-6)):
+        k = np.unique(np.linspace(0, n, 60).astype(np.int32))
+        exact = confidence.failure(k, n, alpha=alpha)
+        bound = jax.vmap(lambda k, n=n, a=alpha: confidence.failure_in_jit(k, n, alpha=a))
+        found = jax.jit(bound)(k)
+        assert found.dtype == np.float32 and found.shape == k.shape
+        assert (np.float64(found) >= exact).all() and (found <= exact * (1 + 1.3e-7)).all()
+        assert (
+            np.float64(exact.astype(np.float32)) < exact
+        ).any()  # rounding to nearest is too low
+    beyond = jax.jit(lambda k: confidence.failure_in_jit(k, 10, alpha=0.1))
+    assert beyond(11) == beyond(-1) == 1
+    with pytest.raises(ValueError, match="successes has dtype"):
+        confidence.failure_in_jit(1.5, 10, alpha=0.1)

@@ -94,3 +94,13 @@ def test_bad_input_is_named(change, word):
     given = good | change
     with pytest.raises(ValueError, match=word):
         gaussian.certify(given.pop("selection"), given.pop("estimation"), **given)
+
+
+def test_law_error_is_taken_off():
+    counts = np.array([900, 100])
+    plain = gaussian.certify(counts, counts, sigma=1.0, alpha=0.01)
+    off = gaussian.certify(counts, counts, sigma=1.0, alpha=0.01, law_error=0.05)
+    np.testing.assert_allclose(off.info["p_lower"], plain.info["p_lower"] - 0.05)
+    assert 0 < off.radius < plain.radius
+    with pytest.raises(ValueError, match="law_error is -1"):
+        gaussian.certify(counts, counts, sigma=1.0, alpha=0.01, law_error=-1)

@@ -137,3 +137,32 @@ def test_bad_input_is_named(change, word):
     given = dict(p_lower=0.9, p_upper=0.1, lipschitz=1.0, sigma=1.0) | change
     with pytest.raises(ValueError, match=word):
         radius(given.pop("p_lower"), given.pop("p_upper"), **given)
+
+
+def test_constants_of_smoothed_functions():
+    for case in cases("lip_smoothed"):
+        given, exact = case["inputs"], case["exact"]
+        given = {k: float(v) for k, v in given.items()}
+        options = dict(lipschitz=given["L"], sigma=given["sigma"], largest=given["r"])
+        one = lipschitz.smoothed(**options)
+        np.testing.assert_allclose(one, exact["scalar_0_r"], rtol=1e-9)
+        whole = lipschitz.smoothed(scores="all", **options)
+        np.testing.assert_allclose(whole, exact["vector_simplex_r"], rtol=1e-9)
+        limit = lipschitz.smoothed(**options | {"lipschitz": np.inf})
+        np.testing.assert_allclose(limit, exact["limit_scalar"], rtol=1e-9)
+        assert one <= min(limit, given["L"]) * (1 + 1e-12)
+        assert case["published"] >= one * (1 - 1e-9)  # valid, and loose
+
+
+def test_smoothed_ramps_reach_their_constant():
+    """`E f(x + sigma Z)` of a ramp of slope L, by quadrature; half the constant is too small."""
+    nodes = np.linspace(-8, 8, 20_001)
+    weights = np.exp(-nodes * nodes / 2)
+    weights /= weights.sum()
+    for slope, sigma in ((1.0, 0.5), (4.0, 0.5), (0.3, 1.0)):
+        x = np.linspace(-0.01, 0.01, 3)[:, None]
+        ramp = np.clip(slope * (x + sigma * nodes) + 0.5, 0, 1) @ weights
+        measured = (ramp[2] - ramp[0]) / 0.02
+        constant = lipschitz.smoothed(lipschitz=slope, sigma=sigma)
+        np.testing.assert_allclose(measured, constant, rtol=1e-3)
+        assert measured > constant / 2

@@ -1,0 +1,243 @@
+r"""Training losses of smoothed classifiers, as pure functions of one example.
+
+Each takes `fn`, which maps a batch of examples to logits, draws `num_noise` copies of the example from
+`key`, and returns a scalar; over a batch, `jax.vmap` it over keys, examples and labels and average.
+Gradients are finite in float32 everywhere, also where all probability is on one class.
+
+    gaussian     cross-entropy at noisy copies
+    stability    plus a penalty for predictions that noise changes
+    smooth_adv   cross-entropy at an attacked example, the attack being on the smoothed classifier
+    macer        plus a hinge on the certified radius
+    consistency  plus the distance of predictions from their mean
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lipjax import _checks
+from lipjax._numerics import safe_norm
+from lipjax.typing import Array
+
+LEAST = 1e-6
+"""Probabilities are kept this far from 0 and 1 where a logarithm or a quantile is taken."""
+
+
+def gaussian(key: Array, fn: Callable, x: Array, label, *, sigma, num_noise: int = 1) -> Array:
+    """Mean cross-entropy at `x + sigma * noise` (Cohen, Rosenfeld, Kolter 2019).
+
+    Args:
+        key: One random key.
+        fn: `float[b, ...] -> float[b, K]`, logits.
+        x: `float[...]`, one example.
+        label: Its class, an integer.
+        sigma: Standard deviation of the noise.
+        num_noise: Noisy copies.
+
+    Returns:
+        `float[]`.
+
+    >>> fn = lambda x: jnp.stack([x, -x], -1)
+    >>> bool(gaussian(jax.random.key(0), fn, jnp.float32(3), 0, sigma=0.1) < 0.01)
+    True
+    """
+    logits = fn(_noisy(key, x, sigma, num_noise))
+    return jnp.mean(_cross_entropies(logits, label))
+
+
+def stability(
+    key: Array,
+    fn: Callable,
+    x: Array,
+    label,
+    *,
+    sigma,
+    num_noise: int = 1,
+    weight: float = 2.0,
+) -> Array:
+    """Cross-entropy at noisy copies plus that of noisy against clean predictions (Li et al. 2019).
+
+    Arguments as `gaussian`, and the weight of the second. Reference: https://arxiv.org/abs/1809.03113.
+
+    >>> fn = lambda x: jnp.stack([x, -x], -1)
+    >>> bool(stability(jax.random.key(0), fn, jnp.float32(0.5), 0, sigma=0.1) > 0)
+    True
+    """
+    _checks.nonnegative(weight=weight)
+    logits = fn(_noisy(key, x, sigma, num_noise))
+    clean = jax.nn.softmax(fn(x[None])[0])
+    change = -jnp.sum(clean[None] * jax.nn.log_softmax(logits), axis=-1)
+    return jnp.mean(_cross_entropies(logits, label)) + weight * jnp.mean(change)
+
+
+def smooth_adv(
+    key: Array,
+    fn: Callable,
+    x: Array,
+    label,
+    *,
+    sigma,
+    eps,
+    num_noise: int = 2,
+    num_steps: int = 4,
+    low: float | None = 0.0,
+    high: float | None = 1.0,
+) -> Array:
+    """Cross-entropy at noisy copies of an example that was moved against the smoothed classifier.
+
+    Arguments as `gaussian`, and
+
+    Args:
+        key: One random key.
+        fn: `float[b, ...] -> float[b, K]`, logits.
+        x: `float[...]`, one example.
+        label: Its class, an integer.
+        sigma: Standard deviation of the noise.
+        eps: l2 radius of the attack; 0 gives `gaussian`.
+        num_noise: Noisy copies, the same ones in the attack and in the loss.
+        num_steps: Steps of projected gradient ascent, each `2 eps / num_steps` long.
+        low: Least value of an example, None for none.
+        high: Largest value.
+
+    The gradient does not go through the attack. Reference: Salman et al. (2019),
+    https://arxiv.org/abs/1906.04584.
+
+    >>> fn = lambda x: jnp.stack([x, -x], -1)
+    >>> key, x = jax.random.key(0), jnp.float32(0.5)
+    >>> bool(smooth_adv(key, fn, x, 0, sigma=0.1, eps=0.3) > gaussian(key, fn, x, 0, sigma=0.1,
+    ...     num_noise=2))
+    True
+    """
+    _checks.nonnegative(eps=eps)
+    _checks.integer(1, num_steps=num_steps)
+    x = jnp.asarray(x)
+    noise = _noisy(key, jnp.zeros_like(x), sigma, num_noise)
+    eps = jnp.asarray(eps, x.dtype)
+
+    def objective(moved):
+        log = jax.nn.log_softmax(fn(moved[None] + noise))[:, label]
+        return -jax.nn.logsumexp(log) + jnp.log(jnp.asarray(num_noise, log.dtype))
+
+    def ascend(_, delta):
+        slope = jax.grad(lambda d: objective(x + d))(delta)
+        size = safe_norm(slope)
+        slope = slope / jnp.where(size > 0, size, 1)
+        delta = delta + 2 * eps / num_steps * slope
+        length = safe_norm(delta)
+        delta = delta * jnp.minimum(1, eps / jnp.where(length > 0, length, 1))
+        return jnp.clip(x + delta, low, high) - x
+
+    delta = lax.stop_gradient(lax.fori_loop(0, num_steps, ascend, jnp.zeros_like(x)))
+    return jnp.mean(_cross_entropies(fn((x + delta)[None] + noise), label))
+
+
+def macer(
+    key: Array,
+    fn: Callable,
+    x: Array,
+    label,
+    *,
+    sigma,
+    num_noise: int = 16,
+    weight: float = 12.0,
+    gap: float = 8.0,
+    scale: float = 16.0,
+) -> Array:
+    """Cross-entropy of the smoothed classifier plus a hinge on its radius (Zhai et al. 2020).
+
+    Arguments as `gaussian`, and
+
+    Args:
+        key: One random key.
+        fn: `float[b, ...] -> float[b, K]`, logits.
+        x: `float[...]`, one example.
+        label: Its class, an integer.
+        sigma: Standard deviation of the noise.
+        num_noise: Noisy copies, whose mean probabilities stand for the smoothed ones.
+        weight: Of the hinge.
+        gap: Distance of the quantiles of the two largest probabilities up to which it pulls.
+        scale: Inverse temperature of the probabilities in the radius.
+
+    The hinge counts for examples that are classified rightly and whose gap is not reached.
+    Reference: https://arxiv.org/abs/2001.02378.
+
+    >>> fn = lambda x: jnp.stack([x, -x], -1)
+    >>> bool(macer(jax.random.key(0), fn, jnp.float32(0.05), 0, sigma=0.25) > 0)
+    True
+    """
+    _checks.nonnegative(weight=weight)
+    _checks.positive(gap=gap, scale=scale)
+    logits = fn(_noisy(key, x, sigma, num_noise))
+    log = jax.nn.log_softmax(logits)[:, label]
+    entropy = jnp.log(jnp.asarray(num_noise, log.dtype)) - jax.nn.logsumexp(log)
+    p = jnp.mean(jax.nn.softmax(scale * logits), axis=0)
+    own = p[label]
+    others = jnp.where(jnp.arange(p.shape[0]) == label, -jnp.inf, p)
+    next_best = jnp.max(others)
+    inside = jnp.clip(jnp.stack([own, next_best]), LEAST, 1 - LEAST)
+    z_own, z_next = jax.scipy.special.ndtri(inside)
+    short = gap - (z_own - z_next)
+    active = (own > next_best) & (short > 0)
+    sigma = jnp.asarray(sigma, log.dtype)
+    return entropy + weight * sigma / 2 * jnp.where(active, short, 0)
+
+
+def consistency(
+    key: Array,
+    fn: Callable,
+    x: Array,
+    label,
+    *,
+    sigma,
+    num_noise: int = 2,
+    weight: float = 10.0,
+    entropy_weight: float = 0.5,
+) -> Array:
+    """Cross-entropy plus the distance of noisy predictions from their mean, plus its entropy.
+
+    Arguments as `gaussian`, and
+
+    Args:
+        key: One random key.
+        fn: `float[b, ...] -> float[b, K]`, logits.
+        x: `float[...]`, one example.
+        label: Its class, an integer.
+        sigma: Standard deviation of the noise.
+        num_noise: Noisy copies, at least 2.
+        weight: Of the mean relative entropy of the mean against each prediction.
+        entropy_weight: Of the entropy of the mean.
+
+    Reference: Jeong, Shin (2020), https://arxiv.org/abs/2006.04062.
+
+    >>> fn = lambda x: jnp.stack([x, -x], -1)
+    >>> bool(consistency(jax.random.key(0), fn, jnp.float32(0.5), 0, sigma=0.1) > 0)
+    True
+    """
+    _checks.nonnegative(weight=weight, entropy_weight=entropy_weight)
+    _checks.integer(2, num_noise=num_noise)
+    logits = fn(_noisy(key, x, sigma, num_noise))
+    log = jax.nn.log_softmax(logits)
+    log_mean = jax.nn.logsumexp(log, axis=0) - jnp.log(jnp.asarray(num_noise, log.dtype))
+    mean = jnp.exp(log_mean)
+    # Where the mean is 0 its logarithm may be far below any other: the product is 0 all the same.
+    known = mean > 0
+    difference = jnp.where(known[None], log_mean[None] - log, 0)
+    distance = jnp.mean(jnp.sum(mean[None] * difference, axis=-1))
+    entropy = -jnp.sum(mean * jnp.where(known, log_mean, 0))
+    return jnp.mean(_cross_entropies(logits, label)) + weight * distance + entropy_weight * entropy
+
+
+def _noisy(key, x, sigma, num_noise):
+    _checks.one_key(key=key)
+    x = jnp.asarray(x)
+    _checks.real_floating(x=x)
+    _checks.nonnegative(sigma=sigma)
+    _checks.integer(1, num_noise=num_noise)
+    noise = jax.random.normal(key, (num_noise, *x.shape), x.dtype)
+    return x[None] + jnp.asarray(sigma, x.dtype) * noise
+
+
+def _cross_entropies(logits, label):
+    return -jax.nn.log_softmax(logits)[:, label]

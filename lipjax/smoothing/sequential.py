@@ -1,0 +1,183 @@
+r"""Certifying one target radius with as few samples as it takes.
+
+Whether the radius of a class is at least r is a test of $p_A > \Phi(r / \sigma)$. The samples come in
+stages, and after each the number of votes is compared with a boundary. The boundaries are found by
+exact dynamic programming over the binomial law, so that the chance ever to cross one of them at
+$p_A = \Phi(r / \sigma)$ is at most alpha, and nearly it: no inequality is in between. Giving up early
+costs no alpha, since it certifies nothing.
+
+The class is chosen on a sample of its own, as always.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from lipjax import _checks
+from lipjax.typing import ABSTAIN, Certificate
+
+
+class Plan(NamedTuple):
+    """When to look, and what to look for.
+
+    Attributes:
+        radius: The target.
+        sigma: Standard deviation of the noise.
+        chance: What the chance of the class is tested to be above, rounded up.
+        looks: `int64[S]`, samples after which to look, increasing.
+        boundary: `int64[S]`, votes that certify at each look; above the look's samples where none do.
+        alpha: The level.
+        spent: The exact chance to cross a boundary if the chance of the class is `chance`.
+    """
+
+    radius: float
+    sigma: float
+    chance: float
+    looks: np.ndarray
+    boundary: np.ndarray
+    alpha: float
+    spent: float
+
+
+def plan(radius: float, *, sigma: float, alpha: float, looks) -> Plan:
+    """Boundaries for a target radius.
+
+    Args:
+        radius: What to certify, at least 0.
+        sigma: Standard deviation of the noise.
+        alpha: Chance of a wrong certificate.
+        looks: Numbers of samples after which to look, increasing.
+
+    The first look gets one part of alpha, the second two, the third three, and each what earlier ones
+    left: later looks decide the classes that are close.
+
+    Guarantee: a class whose chance is at most `Phi(radius / sigma)` crosses with chance at most `spent`,
+    which is at most alpha.
+
+    >>> found = plan(0.5, sigma=0.5, alpha=0.001, looks=[100, 1000, 10_000])
+    >>> found.boundary.tolist(), bool(found.spent <= 0.001)
+    ([97, 879, 8533], True)
+    """
+    from scipy import special
+
+    _checks.nonnegative(radius=radius)
+    _checks.positive(sigma=sigma)
+    if not (isinstance(alpha, float) and 0 < alpha < 1):
+        raise ValueError(f"alpha is {alpha!r}; it must be a number strictly between 0 and 1.")
+    looks = np.asarray(looks)
+    if looks.ndim != 1 or not looks.size or not np.issubdtype(looks.dtype, np.integer):
+        raise ValueError(f"looks is {looks!r}; it must be a list of integers.")
+    if looks[0] < 1 or np.any(np.diff(looks) < 1):
+        raise ValueError(f"looks is {looks!r}; it must increase, from at least 1.")
+    chance = min(float(special.ndtr(radius / sigma)) * (1 + 1e-12), 1.0)
+    law, before, carry, spent, boundary = np.ones(1), 0, 0.0, 0.0, []
+    shares = alpha * np.arange(1, len(looks) + 1) / (len(looks) * (len(looks) + 1) / 2)
+    for n, share in zip(looks, shares):
+        law = _more(law, int(n) - before, chance)
+        tail = np.cumsum(law[::-1])[::-1]  # chance of at least so many, never having crossed
+        room = (share + carry) * (1 - 1e-9)
+        low = np.flatnonzero(tail <= room)
+        at = int(low[0]) if low.size else int(n) + 1
+        crossed = float(tail[at]) if at <= n else 0.0
+        spent, carry = spent + crossed, max(share + carry - crossed, 0.0)
+        law = law.copy()
+        law[at:] = 0.0
+        boundary.append(at)
+        before = int(n)
+    return Plan(
+        float(radius),
+        float(sigma),
+        chance,
+        looks.astype(np.int64),
+        np.array(boundary),
+        alpha,
+        spent,
+    )
+
+
+def power(plan: Plan, p: float) -> tuple[float, float]:
+    """The chance to certify a class of chance p, and the mean number of samples, exactly.
+
+    >>> found = plan(0.5, sigma=0.5, alpha=0.001, looks=[100, 1000, 10_000])
+    >>> chance, samples = power(found, 0.95)
+    >>> bool(chance > 0.999), bool(samples < 1500)
+    (True, True)
+    """
+    _checks.within(0.0, 1.0, p=p)
+    law, before, certified, samples = np.ones(1), 0, 0.0, 0.0
+    last = plan.looks[-1]
+    for n, at in zip(plan.looks, plan.boundary):
+        samples += law.sum() * (n - before)
+        law = _more(law, int(n) - before, p)
+        certified += law[at:].sum()
+        law[at:] = 0.0
+        law[: max(_least(plan, n, last), 0)] = 0.0  # given up
+        before = int(n)
+    return float(certified), float(samples)
+
+
+def certify(draw: Callable[[int, int], int], prediction: int, plan: Plan) -> Certificate:
+    """Draws until the radius of the plan is certified, or cannot be any more.
+
+    Args:
+        draw: `(start, stop) -> votes` for the class among those samples, fresh ones.
+        prediction: The class, chosen on another sample.
+        plan: Of `plan`.
+
+    Returns:
+        `Certificate` with the plan's radius, or ABSTAIN with 0; `info` has the samples drawn, the votes
+        and the ledger.
+
+    >>> rng = np.random.default_rng(0)
+    >>> target = plan(0.5, sigma=0.5, alpha=0.001, looks=[100, 1000, 10_000])
+    >>> found = certify(lambda a, b: rng.binomial(b - a, 0.99), 3, target)
+    >>> int(found.prediction), float(found.radius), found.info["samples"]
+    (3, 0.5, 100)
+    """
+    _checks.integer(0, prediction=prediction)
+    votes, before, last = 0, 0, plan.looks[-1]
+    sure = False
+    for n, at in zip(plan.looks, plan.boundary):
+        found = int(draw(before, int(n)))
+        if not 0 <= found <= n - before:
+            raise ValueError(f"draw returned {found} votes among {n - before} samples.")
+        votes, before = votes + found, int(n)
+        sure = votes >= at
+        if sure or votes < _least(plan, n, last):
+            break
+    info = {
+        "samples": before,
+        "votes": votes,
+        "ledger": {"the class is less likely": plan.spent},
+    }
+    return Certificate(
+        np.int32(prediction if sure else ABSTAIN), np.float64(plan.radius if sure else 0.0), info
+    )
+
+
+def _least(plan, n, last):
+    """Votes after n samples with which some later boundary can still be reached."""
+    later = plan.looks >= n
+    return int(np.min(plan.boundary[later] - (plan.looks[later] - n)))
+
+
+def _more(law, trials, p):
+    """The law of a count after that many more trials, but for chances below 1e-40."""
+    from scipy import special
+
+    k = np.arange(trials + 1)
+    log = special.gammaln(trials + 1) - special.gammaln(k + 1) - special.gammaln(trials - k + 1)
+    log = log + special.xlogy(k, p) + special.xlog1py(trials - k, -p)
+    steps = np.exp(log)
+    found = np.zeros(len(law) + trials)
+    (first, one), (second, other) = _trimmed(law), _trimmed(steps / steps.sum())
+    if len(one):
+        found[first + second : first + second + len(one) + len(other) - 1] = np.convolve(one, other)
+    return found
+
+
+def _trimmed(law):
+    """Where the chances that count begin, and those."""
+    kept = np.flatnonzero(law > 1e-40)
+    return (kept[0], law[kept[0] : kept[-1] + 1]) if len(kept) else (0, law[:0])

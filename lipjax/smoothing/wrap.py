@@ -1,0 +1,96 @@
+"""What can be smoothed: functions of other programs, and classifiers behind a denoiser.
+
+`sampling` takes any function of a batch. A Flax module is one; so are `functools.partial(model.apply,
+params)` of Linen, `functools.partial(transformed.apply, params, None)` of Haiku and `jax.vmap(model)` of
+Equinox. `host` makes one of a function outside of JAX, `denoised` of a denoiser and a classifier.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lipjax import _checks
+from lipjax.typing import Array
+
+
+def host(fn: Callable, *, num_classes: int) -> Callable:
+    """A function of NumPy arrays as one of JAX arrays, for jit and loops.
+
+    Args:
+        fn: `float32[b, ...] -> [b, num_classes]`, in NumPy, PyTorch (as
+            `lambda x: model(torch.from_numpy(x)).numpy()`) or what else takes and gives NumPy arrays.
+        num_classes: Number of classes.
+
+    Raises:
+        ValueError: while running, for an `fn` that returns another shape.
+
+    >>> fn = host(lambda x: np.stack([x.sum(-1), -x.sum(-1)], -1), num_classes=2)
+    >>> jax.jit(fn)(jnp.ones((3, 4))).shape
+    (3, 2)
+    """
+    _checks.integer(2, num_classes=num_classes)
+
+    def called(x):
+        out = np.asarray(fn(np.array(x)))  # a copy: the program may write into it
+        if out.shape != (x.shape[0], num_classes):
+            raise ValueError(
+                f"fn returns shape {out.shape} for a batch of {x.shape[0]}; it must return "
+                f"({x.shape[0]}, {num_classes})."
+            )
+        return out.astype(np.float32)
+
+    def run(x: Array) -> Array:
+        made = jax.ShapeDtypeStruct((x.shape[0], num_classes), jnp.float32)
+        return jax.pure_callback(called, made, x, vmap_method="sequential")
+
+    return run
+
+
+def denoised(
+    denoiser: Callable[[Array, float], Array],
+    classifier: Callable[[Array], Array],
+    *,
+    sigma: float,
+    low: float = 0.0,
+    high: float = 1.0,
+    model_low: float = -1.0,
+    model_high: float = 1.0,
+) -> Callable:
+    """A classifier of noisy images that removes the noise first.
+
+    Args:
+        denoiser: `(images, deviation) -> images`, in the denoiser's own range. A diffusion model gets
+            the deviation that it must take off, in its own units.
+        classifier: `images -> logits`, images in the range of the noisy ones.
+        sigma: Standard deviation of the noise, in the units of the images that are certified.
+        low: Least value of those images,
+        high: and the largest.
+        model_low: Least value of an image in the denoiser's range,
+        model_high: and the largest.
+
+    The denoiser gets `sigma (model_high - model_low) / (high - low)`: twice sigma for images in [0, 1]
+    and a denoiser in [-1, 1]. The radius stays in the units of the images.
+
+    References: Salman et al. (2020), https://arxiv.org/abs/2003.01908; Carlini et al. (2023),
+    https://arxiv.org/abs/2206.10550.
+
+    >>> given = []
+    >>> fn = denoised(lambda x, s: (given.append(s), x)[1], lambda x: x, sigma=0.25)
+    >>> fn(jnp.array([[0.0, 0.5]])).tolist(), given
+    ([[0.0, 0.5]], [0.5])
+    """
+    _checks.positive(sigma=sigma)
+    if not (low < high and model_low < model_high):
+        raise ValueError(
+            f"low is {low}, high {high}, model_low {model_low} and model_high {model_high}; each range "
+            "must increase."
+        )
+    ratio = (model_high - model_low) / (high - low)
+
+    def fn(x: Array) -> Array:
+        clean = denoiser((x - low) * ratio + model_low, sigma * ratio)
+        return classifier((clean - model_low) / ratio + low)
+
+    return fn
