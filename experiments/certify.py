@@ -1,7 +1,8 @@
 """Certify a trained network: `python -m experiments.certify RUN [--data-dir DIR]`.
 
-RUN is a run directory of `experiments.train`; `radii`, `attack_images` and `attack_steps` may be
-changed by `field=value`. Certifies every test image, attacks them at the same
+RUN is a run directory of `experiments.train`; `radii`, `attack_images`, `attack_steps` and the fields
+of `smoothing` may be changed by `field=value`. A config with `smoothing` is certified by randomized
+smoothing, see `experiments.smooth`. Otherwise certifies every test image, attacks them at the same
 radii and at each image's own certified radius, prints a table and writes `certificates.json` and
 `certified_accuracy.png` beside the checkpoints.
 """
@@ -65,9 +66,15 @@ def main(arguments=None) -> dict:
     run, *assignments = Path(args.words[0]), *args.words[1:]
     try:
         config = configs.override(configs.read_run(run), assignments, only=configs.MEASURED)
+        if config.smoothing is not None:
+            from experiments import smooth
+
+            return smooth.certify_run(run, config, args.data_dir)
         report = certify_run(run, config, args.data_dir)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the log")
     broken = report["certified_radii_broken_by_the_attack"]
     if broken:
         sys.exit(f"error: the attack broke {broken} certified radii: the certificate is wrong")
@@ -81,24 +88,7 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None) -> dict
     if not checked.ok:
         raise ValueError(f"this platform computes wrong numbers:\n{checked}")
     data = setup.dataset(config, data_dir)
-    model = setup.network(config)
-    if not (run_dir / "checkpoints").is_dir():
-        raise ValueError(f"RUN is {str(run_dir)!r}, which holds no checkpoint.")
-    with Checkpoints(run_dir / "checkpoints", every=1) as checkpoints:
-        step = checkpoints.latest_step
-        trained_with = checkpoints.config
-        restored = checkpoints.restore_latest(model, part=".params")
-    if restored is None:
-        raise ValueError(f"RUN is {str(run_dir)!r}, which holds no checkpoint.")
-    refuse_other_config(run_dir, config, trained_with)
-    last = trained_with["num_steps"]
-    if step < last:
-        print(f"note: this run is unfinished, at step {step} of {last}")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(restored.state):
-        if not bool(jnp.isfinite(leaf).all()):
-            name = jax.tree_util.keystr(path)
-            raise ValueError(f"{run_dir}/checkpoints: {name} holds NaN or infinite numbers.")
-    model = nn.freeze(restored.state)
+    model, step, last = trained(run_dir, config)
     bound = model.feature_bound()
     error = logit_error(model, data)
     with jax.default_matmul_precision("highest"):
@@ -134,6 +124,28 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None) -> dict
         f"certificates  {run_dir}/certificates.json\nfigure        {run_dir}/certified_accuracy.png"
     )
     return report
+
+
+def trained(run_dir: Path, config: configs.RunConfig):
+    """The frozen network of a run, the step it is of, and the last one of the training."""
+    model = setup.network(config)
+    if not (run_dir / "checkpoints").is_dir():
+        raise ValueError(f"RUN is {str(run_dir)!r}, which holds no checkpoint.")
+    with Checkpoints(run_dir / "checkpoints", every=1) as checkpoints:
+        step = checkpoints.latest_step
+        trained_with = checkpoints.config
+        restored = checkpoints.restore_latest(model, part=".params")
+    if restored is None:
+        raise ValueError(f"RUN is {str(run_dir)!r}, which holds no checkpoint.")
+    refuse_other_config(run_dir, config, trained_with)
+    last = trained_with["num_steps"]
+    if step < last:
+        print(f"note: this run is unfinished, at step {step} of {last}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(restored.state):
+        if not bool(jnp.isfinite(leaf).all()):
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"{run_dir}/checkpoints: {name} holds NaN or infinite numbers.")
+    return nn.freeze(restored.state), step, last
 
 
 def refuse_other_config(run_dir: Path, config: configs.RunConfig, trained_with: dict) -> None:

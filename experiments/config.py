@@ -8,14 +8,53 @@ import pkgutil
 from fractions import Fraction
 from pathlib import Path
 
+from experiments.plain import PlainConfig
 from lipjax import _checks
 from lipjax.data import NAMES
 from lipjax.models import ConvNetConfig, LipConvNetConfig, LiResNetConfig, StudyNetConfig
 
-MEASURED = ("radii", "attack_images", "attack_steps")
+MEASURED = ("radii", "attack_images", "attack_steps", "smoothing")
 """Fields that only certification uses; they may change after training."""
 
-MODELS = (ConvNetConfig, StudyNetConfig, LipConvNetConfig, LiResNetConfig)
+MODELS = (ConvNetConfig, StudyNetConfig, LipConvNetConfig, LiResNetConfig, PlainConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothingConfig:
+    """How a run is certified by randomized smoothing.
+
+    Attributes:
+        sigma: Standard deviation of the noise, in pixel scale [0, 1].
+        alpha: Chance of a wrong certificate, for each image and method.
+        num_selection: Samples that choose the class and how alpha is spent.
+        num_samples: Samples that are certified with.
+        images: Test images, spread evenly; 0 means all.
+        batch_size: Noisy copies in a call of the network.
+        exact: Whether pixels and noise are integers, see `lipjax.smoothing.noise`.
+        tuning_images: Images, kept from training by `tuning`, that choose the map of the soft scores.
+        tuning_samples: Noisy copies of each.
+        temperatures: Of the maps to choose from.
+    """
+
+    sigma: float = 0.25
+    alpha: float = 0.001
+    num_selection: int = 100
+    num_samples: int = 10_000
+    images: int = 500
+    batch_size: int = 2000
+    exact: bool = True
+    tuning_images: int = 100
+    tuning_samples: int = 1000
+    temperatures: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+    def __post_init__(self):
+        _checks.positive(sigma=self.sigma, temperatures=self.temperatures)
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha is {self.alpha}; it must lie strictly between 0 and 1.")
+        _checks.integer(2, num_selection=self.num_selection, num_samples=self.num_samples)
+        _checks.integer(1, batch_size=self.batch_size, tuning_images=self.tuning_images)
+        _checks.integer(2, tuning_samples=self.tuning_samples)
+        _checks.integer(0, images=self.images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +81,18 @@ class RunConfig:
         seed: Of everything random.
         num_microbatches: Parts of a batch, computed one after the other.
         checkpoint_every: Steps between checkpoints.
+        tuning: Part of the training split that is not trained on but kept for choices that certification
+            makes before it sees a test image.
         radii: l2 radii at which accuracy is reported, in pixel scale [0, 1].
         attack_images: Test images that are attacked; 0 means all.
         attack_steps: Gradient steps of the attack.
+        smoothing: Certificates are those of randomized smoothing then; None for margins.
     """
 
     data: str = "digits"
-    model: ConvNetConfig | StudyNetConfig | LipConvNetConfig | LiResNetConfig = ConvNetConfig()
+    model: ConvNetConfig | StudyNetConfig | LipConvNetConfig | LiResNetConfig | PlainConfig = (
+        ConvNetConfig()
+    )
     epochs: int = 100
     batch_size: int = 256
     learning_rate: float = 0.01
@@ -64,9 +108,11 @@ class RunConfig:
     seed: int = 0
     num_microbatches: int = 1
     checkpoint_every: int = 500
+    tuning: float = 0.0
     radii: tuple[float, ...] = (36 / 255, 72 / 255, 108 / 255, 1.0)
     attack_images: int = 0
     attack_steps: int = 50
+    smoothing: SmoothingConfig | None = None
 
     def __post_init__(self):
         _checks.one_of(NAMES, data=self.data)
@@ -83,7 +129,9 @@ class RunConfig:
         _checks.within(0.0, 0.9999, betas=self.betas)
         if len(self.betas) != 2:
             raise ValueError(f"betas is {self.betas}; it must hold two numbers.")
-        _checks.within(0.0, 0.9, hold_out=self.hold_out)
+        _checks.within(0.0, 0.9, hold_out=self.hold_out, tuning=self.tuning)
+        if self.smoothing is not None and not self.tuning:
+            raise ValueError("tuning is 0; with smoothing it must be above 0, such as 0.05.")
         if len(self.affine) not in (0, 4):
             raise ValueError(
                 f"affine is {self.affine}; it must be empty or hold shift, rotation, scale and shear."
@@ -129,7 +177,7 @@ def override(config: RunConfig, assignments: list[str], *, only=None) -> RunConf
         ValueError: for an assignment without `=`, an unknown field or a value that does not fit.
     """
     known, changes = _fields(config), {}
-    allowed = list(known) if only is None else list(only)
+    allowed = [f for f in known if only is None or f.partition(".")[0] in only]
     for assignment in assignments:
         field, found, text = assignment.partition("=")
         if not found:
@@ -138,13 +186,14 @@ def override(config: RunConfig, assignments: list[str], *, only=None) -> RunConf
             why = "may not be changed here" if field in known else "is no field"
             raise ValueError(f"{field!r} {why}; the fields are {', '.join(allowed)}.")
         changes[field] = _fitting(field, _literal(text), known[field])
-    inner = {f.partition(".")[2]: v for f, v in changes.items() if "." in f}
     outer = {f: v for f, v in changes.items() if "." not in f}
-    if inner:  # all at once: what fits together may not fit one by one
-        try:
-            outer["model"] = dataclasses.replace(config.model, **inner)
-        except (ValueError, TypeError) as error:  # which names the field without its prefix
-            raise ValueError(f"model.{error}") from error
+    for part in ("model", "smoothing"):
+        inner = {f.partition(".")[2]: v for f, v in changes.items() if f.startswith(part + ".")}
+        if inner:  # all at once: what fits together may not fit one by one
+            try:
+                outer[part] = dataclasses.replace(getattr(config, part), **inner)
+            except (ValueError, TypeError) as error:  # which names the field without its prefix
+                raise ValueError(f"{part}.{error}") from error
     return dataclasses.replace(config, **outer)
 
 
@@ -223,6 +272,8 @@ def _build(kind, fields):
     for name, value in fields.items():
         if name == "model":
             value = _build(_model_of(value), value)
+        if name == "smoothing" and value is not None:
+            value = _build(SmoothingConfig, value)
         values[name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
 

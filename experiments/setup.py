@@ -8,7 +8,8 @@ import optax
 from flax import nnx
 
 from experiments.config import RunConfig
-from lipjax.data import Dataset, augment, hold_out, load
+from experiments.plain import PlainConfig, PlainNet
+from lipjax.data import Dataset, Split, augment, hold_out, load
 from lipjax.models import (
     ConvNetConfig,
     LipConvNet,
@@ -22,6 +23,7 @@ from lipjax.models import (
 from lipjax.training import cross_entropy, triangular
 
 NETWORKS = {
+    PlainConfig: PlainNet,
     ConvNetConfig: LipschitzConvNet,
     StudyNetConfig: StudyNet,
     LipConvNetConfig: LipConvNet,
@@ -43,13 +45,28 @@ def dataset(config: RunConfig, data_dir=None) -> Dataset:
             f"{config.model.num_classes}; {config.data} has images of shape {shape} and "
             f"{classes} classes."
         )
-    if not config.hold_out:
-        return data
+    if config.hold_out:
+        rest, held = _split(data.train, config.seed, hold_out=config.hold_out)
+        data = dataclasses.replace(data, train=rest, test=held)
+    if config.tuning:
+        data = dataclasses.replace(
+            data, train=_split(data.train, config.seed, tuning=config.tuning)[0]
+        )
+    return data
+
+
+def tuning_split(config: RunConfig, data_dir=None) -> Split:
+    """The part of the training split that `dataset` keeps for choices."""
+    data = dataset(dataclasses.replace(config, tuning=0.0, smoothing=None), data_dir)
+    return _split(data.train, config.seed, tuning=config.tuning)[1]
+
+
+def _split(split, seed, **named):
+    ((name, fraction),) = named.items()
     try:
-        rest, held = hold_out(data.train, fraction=config.hold_out, seed=config.seed)
+        return hold_out(split, fraction=fraction, seed=seed)
     except ValueError as error:
-        raise ValueError(f"hold_out is {config.hold_out}: {error}") from error
-    return dataclasses.replace(data, train=rest, test=held)
+        raise ValueError(f"{name} is {fraction}: {error}") from error
 
 
 def network(config: RunConfig) -> nnx.Module:

@@ -242,6 +242,8 @@ class Stack(Constrained):
             return (x if between is None else between(x)), None
 
         unroll = jax.default_backend() == "cpu" if self.unroll is None else self.unroll
+        if self.depth == 1:  # XLA's CPU backend computes convolutions in a loop of one turn slowly
+            return step(x, jax.tree.map(operator.itemgetter(0), weights))[0]
         return jax.lax.scan(step, x, weights, unroll=self.depth if unroll else 1)[0]
 
     def freeze_params(self, params):

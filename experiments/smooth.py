@@ -1,0 +1,355 @@
+"""Certify a run by randomized smoothing; `python -m experiments.certify RUN` does it where the config of
+the run has `smoothing`.
+
+Chooses the map of soft scores on images kept from training, samples votes and scores of test images
+into a log, `counts.log`, and certifies them with every method from the same samples. A stopped job goes
+on from the log. `python -m experiments.smooth RUN` certifies from the log alone, with other levels or
+radii (`smoothing.alpha=0.01`, `radii=0.5,1`), in seconds. Writes `smoothing.json` and `smoothing.png`.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import config as configs
+from experiments import output, setup
+from lipjax import margin, selfcheck, spectral
+from lipjax.data import to_unit
+from lipjax.smoothing import curves, gaussian, multiclass, sampling, simplex, soft
+from lipjax.smoothing import noise as noises
+from lipjax.smoothing.log import ESTIMATION, SELECTION, CountLog
+from lipjax.smoothing.sampling import Moments
+from lipjax.typing import Bound
+
+MAPS = ("softmax", "sparsemax", "entmax")
+
+
+def main(arguments=None) -> dict:
+    """Certifies from the log of a run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.smooth",
+        usage="%(prog)s RUN [field=value ...] [--data-dir DIR]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", metavar="RUN [field=value ...]", nargs="+")
+    parser.add_argument("--data-dir")
+    args = parser.parse_intermixed_args(arguments)
+    run, *assignments = Path(args.words[0]), *args.words[1:]
+    try:
+        config = configs.override(configs.read_run(run), assignments, only=configs.MEASURED)
+        if config.smoothing is None:
+            raise ValueError(f"RUN is {str(run)!r}, whose config has no smoothing.")
+        return certify_run(run, config, args.data_dir, sample=False)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+
+
+def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None, *, sample=True) -> dict:
+    """Samples what is missing (if asked to), certifies, prints the table and writes the files."""
+    from experiments import certify
+
+    started = time.time()
+    checked = selfcheck.run()
+    if not checked.ok:
+        raise ValueError(f"this platform computes wrong numbers:\n{checked}")
+    settings = config.smoothing
+    data = setup.dataset(config, data_dir)
+    model, step, _ = certify.trained(run_dir, config)
+    count = min(settings.images or len(data.test.labels), len(data.test.labels))
+    chosen = np.linspace(0, len(data.test.labels) - 1, count).round().astype(int)
+    bound = logit_bound(model, data)
+    tuned = choose(run_dir, config, model, data, bound, data_dir)
+    header = {
+        "config": {k: v for k, v in configs.to_dict(config).items() if k not in configs.MEASURED},
+        "sigma": settings.sigma,
+        "exact": settings.exact,
+        "map": list(tuned["map"]),
+        "weights": fingerprint(model),
+        "step": step,
+    }
+    classes = config.model.num_classes
+    with CountLog(run_dir / "counts.log", header=header, width=16 * classes) as log:
+        if sample:
+            sample_missing(log, config, model, data, chosen, tuned["map"])
+        sampled = collect(log, settings, chosen, classes)
+    labels = data.test.labels[chosen]
+    sampling_seconds = time.time() - started
+    started = time.time()
+    found = certificates(config, sampled, tuned["map"], bound, data, classes)
+    post = time.time() - started
+    margins = margin_certificates(model, data, chosen) if hasattr(model, "feature_bound") else None
+    if margins is not None:
+        found["margin, without noise"] = margins
+    report = {
+        "config": configs.to_dict(config),
+        "step": step,
+        "images": chosen.tolist(),
+        "map": list(tuned["map"]),
+        "trade_off": tuned["rows"],
+        "logit_bound": {"value": float(bound.value), "kind": bound.kind},
+        "seconds": round(sampling_seconds, 1),
+        "seconds_of_certificates": round(post, 3),
+        "selfcheck": checked.to_dict(),
+        "methods": {
+            name: summary(config, prediction, radius, labels, alpha)
+            for name, (prediction, radius, alpha) in found.items()
+        },
+    }
+    print(table(report))
+    output.write(run_dir / "smoothing.json", json.dumps(report, allow_nan=False).encode())
+    plot(run_dir / "smoothing.png", report, found, labels)
+    print(f"certificates  {run_dir}/smoothing.json\nfigure        {run_dir}/smoothing.png")
+    return report
+
+
+def logit_bound(model, data) -> Bound:
+    """A proved bound on the logits: the model's own, or the product that `network_bound` finds."""
+    if hasattr(model, "bound"):
+        return model.bound()
+    example = to_unit(data.test.images[:1], data.max_value)
+    return spectral.network_bound(lambda x: model(x), example).bound
+
+
+def choose(run_dir, config, model, data, bound, data_dir) -> dict:
+    """The map of soft scores, chosen once on images that are neither trained on nor certified."""
+    settings = config.smoothing
+    fields = ("sigma", "alpha", "num_samples", "tuning_images", "tuning_samples", "temperatures")
+    wanted = {name: getattr(settings, name) for name in fields} | {"weights": fingerprint(model)}
+    wanted = json.loads(json.dumps(wanted))
+    path = run_dir / "map.json"
+    if path.exists():
+        stored = json.loads(path.read_text())
+        # A level or a number of samples that changed later must not change the classifier.
+        same = ("sigma", "weights")
+        if all(stored["settings"][name] == wanted[name] for name in same):
+            return {"map": tuple(stored["map"]), "rows": stored["rows"]}
+    held = setup.tuning_split(config, data_dir)
+    size = min(settings.tuning_images, len(held.labels))
+    found = soft.trade_off(
+        jax.random.key(config.seed + 1),
+        lambda x: model(x),
+        to_unit(held.images[:size], data.max_value),
+        held.labels[:size],
+        maps=[(name, t) for name in MAPS for t in settings.temperatures],
+        sigma=settings.sigma,
+        alpha=settings.alpha,
+        num_samples=settings.tuning_samples,
+        num_classes=config.model.num_classes,
+        batch_size=settings.tuning_samples,
+        planned_samples=settings.num_samples,
+        lipschitz=bound,
+    )
+    columns = (found.spread, found.margin, found.constant, found.radius)
+    rows = [
+        {"map": name, "temperature": t, "spread": s, "margin": m, "constant": c, "radius": r}
+        for (name, t), s, m, c, r in zip(found.maps, *map(np.ndarray.tolist, columns))
+    ]
+    stored = {"settings": wanted, "map": list(found.best), "rows": rows}
+    output.write(path, json.dumps(stored).encode())
+    return {"map": found.best, "rows": rows}
+
+
+def sample_missing(log: CountLog, config, model, data, chosen, chosen_map) -> None:
+    """Adds to the log what it lacks, one batch of noisy copies after the other."""
+    from rich.progress import track
+
+    settings = config.smoothing
+    classes, size = config.model.num_classes, settings.batch_size
+    name, temperature = chosen_map
+    score = getattr(simplex, name)
+
+    def scores(x):
+        logits = model(x)
+        votes = simplex.hardmax(jnp.where(jnp.isnan(logits), -jnp.inf, logits))
+        votes = jnp.where(jnp.isnan(logits).any(-1, keepdims=True), 0, votes)
+        return jnp.concatenate([votes, score(logits, temperature=temperature)], axis=-1)
+
+    if settings.exact:
+        noise = noises.IntegerGaussian(settings.sigma, data.max_value)
+        images = data.test.images
+    else:
+        noise = noises.Gaussian(settings.sigma)
+        images = np.asarray(to_unit(data.test.images, data.max_value))
+
+    @jax.jit
+    def draw(index, stage, image, start, count):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), index), stage)
+        return sampling.sample_moments(
+            key,
+            scores,
+            image,
+            noise=noise,
+            num_samples=count,
+            num_classes=2 * classes,
+            batch_size=size,
+            start=start,
+        )
+
+    stages = ((SELECTION, settings.num_selection), (ESTIMATION, settings.num_samples))
+    for index in track(chosen.tolist(), description="sampling", transient=True):
+        for stage, wanted in stages:
+            start = log.done(index, stage)
+            while start < wanted:
+                stop = min(start + size, wanted)
+                found = draw(index, stage, images[index], start, stop - start)
+                values = [np.asarray(part).reshape(-1) for part in (found.total, found.squares)]
+                log.add(index, stage, start, stop, np.concatenate(values))
+                start = stop
+
+
+def collect(log: CountLog, settings, chosen, classes) -> dict:
+    """Moments of both stages for all images, from the log."""
+    found = {}
+    for stage, wanted in ((SELECTION, settings.num_selection), (ESTIMATION, settings.num_samples)):
+        missing = [i for i in chosen.tolist() if log.done(i, stage) != wanted]
+        if missing:
+            raise ValueError(
+                f"counts.log has {log.done(missing[0], stage)} samples of image {missing[0]} and "
+                f"{wanted} are asked for ({len(missing)} images in all); sample them with "
+                "experiments.certify, or ask for as many as there are."
+            )
+        sums = np.stack([log.total(i, stage) for i in chosen.tolist()])
+        total = sums[:, : 6 * classes].reshape(-1, 3, 2 * classes)
+        squares = sums[:, 6 * classes :].reshape(-1, 5, 2 * classes)
+        count = np.full(len(chosen), wanted)
+        found[stage] = {
+            "votes": total[:, 0, :classes],
+            "scores": Moments(count, total[..., classes:], squares[..., classes:]),
+        }
+    return found
+
+
+def certificates(config, sampled, chosen_map, bound: Bound, data, classes) -> dict:
+    """Prediction, radius and alpha of every method, from the same samples."""
+    settings = config.smoothing
+    first, second = sampled[SELECTION], sampled[ESTIMATION]
+    law_error = 0.0
+    if settings.exact:
+        noise = noises.IntegerGaussian(settings.sigma, data.max_value)
+        law_error = noise.law_error(int(np.prod(config.model.image_shape)))
+    options = dict(sigma=settings.sigma, alpha=settings.alpha, law_error=law_error)
+    votes = first["votes"], second["votes"]
+    constant = simplex.component(chosen_map[0], temperature=chosen_map[1], num_classes=classes)
+    of_scores = Bound(float(bound.value) * constant * (1 + 1e-6), "upper")
+    found = {"Cohen et al.": gaussian.certify(*votes, **options)}
+    for budget, name in (
+        ("bonferroni", "Bonferroni"),
+        ("partition", "class partition"),
+        ("weighted", "weighted Bonferroni"),
+    ):
+        found[name] = multiclass.certify(*votes, budget=budget, **options)
+    soft_counts = first["scores"], second["scores"]
+    found["soft scores"] = soft.certify(*soft_counts, **options)
+    found["soft, Lipschitz-aware"] = soft.certify(*soft_counts, lipschitz=of_scores, **options)
+    return {name: (c.prediction, c.radius, settings.alpha) for name, c in found.items()}
+
+
+def margin_certificates(model, data, chosen):
+    """Without noise, from the margin of a network that is Lipschitz."""
+    from experiments import certify
+
+    head, bound = model.class_vectors(), model.feature_bound()
+    error = certify.logit_error(model, data)
+    with jax.default_matmul_precision("highest"):
+        features = model(to_unit(data.test.images[chosen], data.max_value))
+        found = jax.vmap(
+            lambda f: margin.certify(f, lipschitz=bound, head=head, logit_error=error)
+        )(features)
+    return np.asarray(found.prediction), np.asarray(found.radius, np.float64), 0.0
+
+
+def summary(config, prediction, radius, labels, alpha) -> dict:
+    """Certified accuracy at the radii of the config, with bounds, and the mean radius."""
+    correct = prediction == labels
+    at = (0.0, *config.radii)
+    found = curves.curve(radius, correct, at, alpha=alpha)
+    return {
+        "radius": list(at),
+        "certified": found.certified.tolist(),
+        "these": found.these.tolist(),
+        "lower": found.lower.tolist(),
+        "upper": found.upper.tolist(),
+        "mean_radius": curves.mean_radius(radius, correct),
+        "abstentions": float(np.mean(prediction == -1)),
+    }
+
+
+def table(report: dict) -> str:
+    """All methods, one a line."""
+    settings = report["config"]["smoothing"]
+    bound = report["logit_bound"]
+    lines = [
+        f"{len(report['images'])} test images, sigma {settings['sigma']:g}, alpha "
+        f"{settings['alpha']:g}, {settings['num_selection']} and {settings['num_samples']} samples, "
+        f"noise on {'integers' if settings['exact'] else 'floats'}",
+        f"scores: {report['map'][0]} at temperature {report['map'][1]:g}; proved Lipschitz bound of the "
+        f"logits {bound['value']:.4g} ({bound['kind']})",
+        "",
+    ]
+    radii = next(iter(report["methods"].values()))["radius"]
+    lines.append(
+        f"{'certified accuracy at':<24}"
+        + "".join(f"{output._name(r) if r else '0':>8}" for r in radii)
+        + "   mean radius  abstains"
+    )
+    for name, row in report["methods"].items():
+        lines.append(
+            f"{name:<24}"
+            + "".join(f"{c:8.1%}" for c in row["certified"])
+            + f"{row['mean_radius']:14.4f}{row['abstentions']:10.1%}"
+        )
+    return "\n".join(lines)
+
+
+def plot(path: Path, report, found, labels) -> None:
+    """Certified accuracy of every method, and the band of the soft one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    largest = max(float(np.max(r[np.isfinite(r)])) for _, r, _ in found.values())
+    grid = np.linspace(0, max(1.05 * largest, 0.1), 300)
+    figure, axes = pyplot.subplots(figsize=(6.4, 4))
+    for i, (name, (prediction, radius, alpha)) in enumerate(found.items()):
+        one = curves.curve(radius, prediction == labels, grid, alpha=alpha)
+        style = "--" if name.startswith("margin") else "-"
+        axes.plot(grid, one.certified, style, label=name, color=f"C{i}")
+        if name == "soft scores":
+            axes.fill_between(grid, one.lower, one.upper, color=f"C{i}", alpha=0.15, lw=0)
+    settings = report["config"]["smoothing"]
+    axes.set(
+        xlabel="l2 radius (pixels in [0, 1])",
+        ylabel="certified accuracy",
+        ylim=(0, 1),
+        xlim=(0, grid[-1]),
+        title=f"{report['config']['data']}, sigma {settings['sigma']:g}",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    pyplot.close(figure)
+    output.write(path, image.getvalue())
+
+
+def fingerprint(model) -> str:
+    """Of all weights."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(model):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    main()
