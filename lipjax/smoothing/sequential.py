@@ -27,6 +27,7 @@ class Plan(NamedTuple):
         chance: What the chance of the class is tested to be above, rounded up.
         looks: `int64[S]`, samples after which to look, increasing.
         boundary: `int64[S]`, votes that certify at each look; above the look's samples where none do.
+        least: `int64[S]`, votes below which it is given up.
         alpha: The level.
         spent: The exact chance to cross a boundary if the chance of the class is `chance`.
     """
@@ -36,11 +37,12 @@ class Plan(NamedTuple):
     chance: float
     looks: np.ndarray
     boundary: np.ndarray
+    least: np.ndarray
     alpha: float
     spent: float
 
 
-def plan(radius: float, *, sigma: float, alpha: float, looks) -> Plan:
+def plan(radius: float, *, sigma: float, alpha: float, looks, give_up: float = 0.001) -> Plan:
     """Boundaries for a target radius.
 
     Args:
@@ -48,6 +50,8 @@ def plan(radius: float, *, sigma: float, alpha: float, looks) -> Plan:
         sigma: Standard deviation of the noise.
         alpha: Chance of a wrong certificate.
         looks: Numbers of samples after which to look, increasing.
+        give_up: Chance to give up too early on a class whose chance is just what is tested for. It never
+            makes a certificate wrong; 0 goes on while a boundary can be reached.
 
     The first look gets one part of alpha, the second two, the third three, and each what earlier ones
     left: later looks decide the classes that are close.
@@ -70,6 +74,7 @@ def plan(radius: float, *, sigma: float, alpha: float, looks) -> Plan:
         raise ValueError(f"looks is {looks!r}; it must be a list of integers.")
     if looks[0] < 1 or np.any(np.diff(looks) < 1):
         raise ValueError(f"looks is {looks!r}; it must increase, from at least 1.")
+    _checks.within(0.0, 1.0, give_up=give_up)
     chance = min(float(special.ndtr(radius / sigma)) * (1 + 1e-12), 1.0)
     law, before, carry, spent, boundary = np.ones(1), 0, 0.0, 0.0, []
     shares = alpha * np.arange(1, len(looks) + 1) / (len(looks) * (len(looks) + 1) / 2)
@@ -85,12 +90,21 @@ def plan(radius: float, *, sigma: float, alpha: float, looks) -> Plan:
         law[at:] = 0.0
         boundary.append(at)
         before = int(n)
+    boundary = np.array(boundary)
+    least = [
+        max(
+            int(np.min(boundary[i:] - (looks[i:] - n))),  # no later boundary can be reached
+            int(np.searchsorted(special.bdtr(np.arange(n + 1), n, chance), give_up / len(looks))),
+        )
+        for i, n in enumerate(looks)
+    ]
     return Plan(
         float(radius),
         float(sigma),
         chance,
         looks.astype(np.int64),
-        np.array(boundary),
+        boundary,
+        np.array(least),
         alpha,
         spent,
     )
@@ -106,13 +120,12 @@ def power(plan: Plan, p: float) -> tuple[float, float]:
     """
     _checks.within(0.0, 1.0, p=p)
     law, before, certified, samples = np.ones(1), 0, 0.0, 0.0
-    last = plan.looks[-1]
-    for n, at in zip(plan.looks, plan.boundary):
+    for n, at, least in zip(plan.looks, plan.boundary, plan.least):
         samples += law.sum() * (n - before)
         law = _more(law, int(n) - before, p)
         certified += law[at:].sum()
         law[at:] = 0.0
-        law[: max(_least(plan, n, last), 0)] = 0.0  # given up
+        law[: max(least, 0)] = 0.0
         before = int(n)
     return float(certified), float(samples)
 
@@ -136,15 +149,14 @@ def certify(draw: Callable[[int, int], int], prediction: int, plan: Plan) -> Cer
     (3, 0.5, 100)
     """
     _checks.integer(0, prediction=prediction)
-    votes, before, last = 0, 0, plan.looks[-1]
-    sure = False
-    for n, at in zip(plan.looks, plan.boundary):
+    votes, before, sure = 0, 0, False
+    for n, at, least in zip(plan.looks, plan.boundary, plan.least):
         found = int(draw(before, int(n)))
         if not 0 <= found <= n - before:
             raise ValueError(f"draw returned {found} votes among {n - before} samples.")
         votes, before = votes + found, int(n)
         sure = votes >= at
-        if sure or votes < _least(plan, n, last):
+        if sure or votes < least:
             break
     info = {
         "samples": before,
@@ -154,12 +166,6 @@ def certify(draw: Callable[[int, int], int], prediction: int, plan: Plan) -> Cer
     return Certificate(
         np.int32(prediction if sure else ABSTAIN), np.float64(plan.radius if sure else 0.0), info
     )
-
-
-def _least(plan, n, last):
-    """Votes after n samples with which some later boundary can still be reached."""
-    later = plan.looks >= n
-    return int(np.min(plan.boundary[later] - (plan.looks[later] - n)))
 
 
 def _more(law, trials, p):

@@ -26,11 +26,12 @@ def is_floating(leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def require_floating(**named) -> None:
+def require_floating(*, or_complex: bool = False, **named) -> None:
     """Every leaf of each tree is floating, as differentiation needs it."""
     for argument, tree in named.items():
         for name, leaf in named_leaves(tree):
-            if not is_floating(leaf):
+            spectrum = or_complex and jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating)
+            if not (is_floating(leaf) or spectrum):
                 dtype = getattr(leaf, "dtype", type(leaf).__name__)
                 raise ValueError(
                     f"{argument}{name} has dtype {dtype}; every leaf must be a floating array. "

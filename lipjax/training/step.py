@@ -58,7 +58,7 @@ def make_step(loss_fn, optimizer, *, constrain=None, num_microbatches=1):
             floating scalar, and a dict of floating scalars that are means over the batch as well.
         optimizer: An optax optimizer; its state and updates are those of the free parameters.
         constrain: `params -> weights`, or None when they are the same. Both are pytrees of
-            floating arrays.
+            floating arrays; weights may be complex, as those of convolutions at frequencies are.
         num_microbatches: Number of parts into which the batch is cut, to save memory. It must
             divide the batch. Part i holds the examples i, i + num_microbatches, ..., so that a
             batch that is sharded over devices stays where it is, and it draws from its own key.
@@ -97,7 +97,7 @@ def _explicit(constrain, params):
     if constrain is None:
         return params, lambda grads: grads
     weights, pull = jax.vjp(constrain, params)
-    _trees.require_floating(weights=weights)
+    _trees.require_floating(weights=weights, or_complex=True)  # weights at frequencies
     return weights, lambda grads: pull(grads)[0]
 
 

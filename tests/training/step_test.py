@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from lipjax import nn
 from lipjax.training import init_state, make_step, make_update
 
 
@@ -247,3 +248,23 @@ def test_errors_say_what_would_work(key, loss, options, message):
     with pytest.raises(ValueError, match=message):
         step = make_step(loss, optimizer, **options)
         step(init_state(key, jnp.ones(2), optimizer), {"x": jnp.zeros((8, 2))})
+
+
+def test_weights_at_frequencies_are_complex():
+    """A convolution that is made at each frequency trains as any other."""
+    model = nn.CayleyConv(2, 2, input_size=4, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (4, 4, 4, 2))
+    optimizer = optax.sgd(0.1)
+
+    def loss_fn(model, x, key):
+        return jnp.mean((model(x) - jnp.roll(x, 1, 1)) ** 2), {}
+
+    direct = jax.jit(jax.grad(lambda m: loss_fn(m, x, None)[0]))(model)
+    expected = jax.tree.map(lambda w, g: w - 0.1 * g, model, direct)
+    for parts in (1, 2):
+        step = make_step(loss_fn, optimizer, constrain=nn.constrain, num_microbatches=parts)
+        state, metrics = step(init_state(jax.random.key(0), model, optimizer), x)
+        model = nn.CayleyConv(2, 2, input_size=4, rngs=nnx.Rngs(0))  # the first was donated
+        assert float(metrics["finite"]) == 1
+        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected)):
+            np.testing.assert_allclose(a, b, atol=1e-6)

@@ -1,0 +1,63 @@
+"""Curves: the shares themselves, the coverage of their bounds, the alpha behind published radii."""
+
+import numpy as np
+import pytest
+
+from lipjax.smoothing import curves
+from tests.smoothing.confidence_test import cases
+
+RNG = np.random.default_rng(0)
+
+
+def test_shares_at_radii():
+    radii = np.array([0.0, 0.5, 0.5, 1.0, 2.0])
+    correct = np.array([False, True, True, False, True])
+    found = curves.curve(radii, correct, [0, 0.5, 0.50001, 3], alpha=0.001)
+    assert found.certified.tolist() == [0.6, 0.6, 0.2, 0.0]
+    assert (found.these <= found.certified).all() and (found.lower <= found.certified).all()
+    assert (found.upper >= found.certified).all()
+    exact = curves.curve(radii, correct, [0.5], alpha=0.0)
+    assert exact.these == exact.certified  # deterministic certificates are never wrong
+    # An abstention is wrong also at radius 0, and a correct class without a radius abstained.
+    assert curves.curve([0.0], [True], [0.0], alpha=0.0).certified == 0
+    assert curves.mean_radius(radii, correct) == pytest.approx(0.6)
+
+
+def test_bounds_fail_as_rarely_as_they_say():
+    """Inputs are truly certified with chance q, and each certificate is wrong with chance alpha."""
+    alpha, level, size, q = 0.02, 0.05, 200, 0.7
+    truth = RNG.random((3000, size)) < q
+    claimed = truth | (RNG.random(truth.shape) < alpha)
+    failed = population = naive = 0
+    for true, claim in zip(truth, claimed):
+        found = curves.curve(np.ones(size), claim, [0.5], alpha=alpha, level=level)
+        failed += found.these[0] > true.mean()
+        naive += found.certified[0] > true.mean()
+        rate = q + (1 - q) * alpha
+        population += found.lower[0] > rate or found.upper[0] < rate
+    assert failed <= 3000 * level + 3 * np.sqrt(3000 * level)
+    assert population <= 3000 * 2 * level + 3 * np.sqrt(3000 * 2 * level)
+    assert naive > 0.5 * 3000  # negative control: the share itself
+
+
+def test_the_alpha_of_published_radii():
+    for case in cases("max_radius"):
+        n, alpha = case["inputs"]["n"], case["inputs"]["alpha"]
+        z = case["exact"]["z_max"]
+        if z > 0:
+            found = curves.implied_alpha(z, sigma=1.0, num_samples=n)
+            np.testing.assert_allclose(found, alpha, rtol=1e-6)
+
+
+def test_bad_input_is_named():
+    good = dict(radii=[1.0], correct=[True], at=[0.5], alpha=0.001)
+    for change, word in (
+        (dict(radii=[1.0, 2.0]), "radii has shape"),
+        (dict(radii=[np.nan]), "not NaN"),
+        (dict(at=[-1.0]), "at least 0"),
+        (dict(alpha=1.0), "alpha is 1.0"),
+        (dict(level=0.0), "alpha is 0.0"),
+    ):
+        given = good | change
+        with pytest.raises(ValueError, match=word):
+            curves.curve(given.pop("radii"), given.pop("correct"), given.pop("at"), **given)

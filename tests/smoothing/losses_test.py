@@ -1,0 +1,170 @@
+"""Training losses: their formulas in float64, finite values and gradients where others give NaN."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import special
+
+from lipjax.data import load, to_unit
+from lipjax.smoothing import losses
+
+KEY = jax.random.key(0)
+W = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
+X = jnp.asarray(np.random.default_rng(1).normal(size=6), jnp.float32)
+ALL = {
+    "gaussian": losses.gaussian,
+    "stability": losses.stability,
+    "smooth_adv": functools.partial(losses.smooth_adv, eps=0.3),
+    "macer": losses.macer,
+    "consistency": losses.consistency,
+}
+
+
+def linear(x, scale=1.0):
+    return scale * x.reshape(x.shape[0], -1) @ W
+
+
+def softmax(z):
+    return special.softmax(np.asarray(z, np.float64), axis=-1)
+
+
+def noisy(num, sigma):
+    noise = jax.random.normal(KEY, (num, *X.shape))
+    return np.asarray(X, np.float64) + sigma * np.asarray(noise, np.float64)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5])
+def test_formulas(sigma):
+    w = np.asarray(W, np.float64)
+    for label in (0, 2):
+        z = noisy(4, sigma) @ w
+        p = softmax(z)
+        entropy = -np.log(p[:, label]).mean()
+        options = dict(sigma=sigma, num_noise=4)
+        found = losses.gaussian(KEY, linear, X, label, **options)
+        np.testing.assert_allclose(found, entropy, rtol=1e-5)
+        clean = softmax(np.asarray(X, np.float64) @ w)
+        change = -(clean * np.log(p)).sum(-1).mean()
+        found = losses.stability(KEY, linear, X, label, **options)
+        np.testing.assert_allclose(found, entropy + 2 * change, rtol=1e-5)
+        mean = p.mean(0)
+        distance = (mean * (np.log(mean) - np.log(p))).sum(-1).mean()
+        found = losses.consistency(KEY, linear, X, label, **options)
+        expected = entropy + 10 * distance - 0.5 * (mean * np.log(mean)).sum()
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        q = softmax(3 * z).mean(0)
+        found = losses.macer(KEY, linear, X, label, scale=3.0, **options)
+        expected = -np.log(p[:, label].mean())
+        others = np.delete(q, label).max()
+        gap = special.ndtri(q[label]) - special.ndtri(others)
+        if 0 < gap < 8:
+            expected += 12 * sigma / 2 * (8 - gap)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_the_attack_raises_the_loss_and_stays_in_its_ball():
+    x = jax.nn.sigmoid(X)
+    base = losses.gaussian(KEY, linear, x, 1, sigma=0.2, num_noise=2)
+    previous = base
+    for eps in (0.05, 0.2, 0.5):
+        seen = []
+
+        def watched(z):
+            seen.append(z)  # noqa: B023
+            return linear(z)
+
+        found = losses.smooth_adv(KEY, watched, x, 1, sigma=0.2, eps=eps, num_steps=6)
+        assert found > previous
+        previous = found
+        noise = 0.2 * jax.random.normal(KEY, (2, 6))
+        moved = seen[-1] - noise - x[None]
+        assert float(jnp.linalg.norm(moved[0])) <= eps * 1.001
+        assert (x + moved[0] >= -1e-5).all() and (x + moved[0] <= 1 + 1e-5).all()
+    zero = losses.smooth_adv(KEY, linear, x, 1, sigma=0.2, eps=0.0)
+    np.testing.assert_allclose(zero, base, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e3, 1e6])
+def test_finite_everywhere(name, scale):
+    """Uniform, ordinary and one-hot predictions, right and wrong, at no noise too."""
+    fn = functools.partial(linear, scale=scale)
+    for label in range(4):
+        for sigma in (0.0, 0.5):
+            value, slope = jax.jit(
+                jax.value_and_grad(lambda x: ALL[name](KEY, fn, x, label, sigma=sigma))  # noqa: B023
+            )(X)
+            assert jnp.isfinite(value) and jnp.isfinite(slope).all()
+
+
+def test_negative_control_the_published_formula_is_not_finite():
+    """The logarithm of a mean of probabilities that are all 0, as the published code writes it."""
+    wrong = int(jnp.argmin(linear(X[None])[0]))
+
+    def naive(x):
+        return -jnp.log(jnp.mean(jax.nn.softmax(linear(x[None], 1e3)), axis=0)[wrong])
+
+    assert not jnp.isfinite(jax.grad(naive)(X)).all()
+    fn = functools.partial(linear, scale=1e3)
+    found = jax.grad(lambda x: losses.macer(KEY, fn, x, wrong, sigma=0.0))(X)
+    assert jnp.isfinite(found).all() and found.any()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_under_vmap_and_jit(name):
+    xs, labels = jnp.stack([X, -X, 2 * X]), jnp.array([0, 1, 3])
+    keys = jax.random.split(KEY, 3)
+    loss = functools.partial(ALL[name], sigma=0.3)
+    batched = jax.jit(jax.vmap(lambda k, x, y: loss(k, linear, x, y)))(keys, xs, labels)
+    one_by_one = [loss(k, linear, x, int(y)) for k, x, y in zip(keys, xs, labels)]
+    np.testing.assert_allclose(batched, jnp.stack(one_by_one), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_they_train(name):
+    """A linear classifier of the digits, better under noise after training than before."""
+    digits = load("digits")
+    images = to_unit(digits.train.images[:600], 16).reshape(600, -1)
+    labels = jnp.asarray(digits.train.labels[:600], jnp.int32)
+    optimizer = optax.adam(0.03)
+    params = jnp.zeros((64, 10))
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, key):
+        def loss(params):
+            fn = lambda x: x @ params  # noqa: E731
+            keys = jax.random.split(key, len(images))
+            each = jax.vmap(lambda k, x, y: ALL[name](k, fn, x, y, sigma=0.3))
+            return each(keys, images, labels).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):  # optax
+        for i in range(50):
+            params, state = step(params, state, jax.random.key(i))
+    noise = 0.3 * jax.random.normal(jax.random.key(99), images.shape)
+    accuracy = jnp.mean(jnp.argmax((images + noise) @ params, -1) == labels)
+    assert float(accuracy) > 0.65 and jnp.isfinite(params).all()
+
+
+@pytest.mark.parametrize(
+    "make,word",
+    [
+        (lambda: losses.gaussian(KEY, linear, X, 0, sigma=-1.0), "sigma is -1.0"),
+        (lambda: losses.gaussian(KEY, linear, X, 0, sigma=0.1, num_noise=0), "num_noise is 0"),
+        (lambda: losses.stability(KEY, linear, X, 0, sigma=0.1, weight=-1.0), "weight is -1.0"),
+        (lambda: losses.smooth_adv(KEY, linear, X, 0, sigma=0.1, eps=-1.0), "eps is -1.0"),
+        (lambda: losses.macer(KEY, linear, X, 0, sigma=0.1, gap=0.0), "gap is 0.0"),
+        (lambda: losses.consistency(KEY, linear, X, 0, sigma=0.1, num_noise=1), "num_noise is 1"),
+        (lambda: losses.gaussian(KEY, linear, jnp.arange(6), 0, sigma=0.1), "x has dtype"),
+    ],
+)
+def test_bad_input_is_named(make, word):
+    with pytest.raises(ValueError, match=word):
+        make()

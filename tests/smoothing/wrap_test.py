@@ -1,0 +1,96 @@
+"""Functions of other programs, certified by the same call."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from lipjax.smoothing import gaussian, wrap
+from lipjax.smoothing.sampling import sample_counts
+
+W = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+X = jnp.linspace(0.0, 1.0, 6)
+OPTIONS = dict(sigma=0.3, num_samples=400, num_classes=3, batch_size=100)
+
+
+def votes(fn):
+    return np.asarray(jax.jit(lambda key: sample_counts(key, fn, X, **OPTIONS))(jax.random.key(0)))
+
+
+def test_numpy_functions():
+    fn = wrap.host(lambda x: x @ W, num_classes=3)
+    expected = votes(lambda x: x @ jnp.asarray(W))
+    assert np.abs(votes(fn) - expected).sum() <= 2  # ties by rounding
+    found = gaussian.certify(expected, votes(fn), sigma=0.3, alpha=0.01)
+    assert found.prediction == expected.argmax()
+
+
+def test_host_functions_under_vmap_and_their_errors():
+    fn = wrap.host(lambda x: x @ W, num_classes=3)
+    xs = jnp.stack([X, 2 * X])
+    batched = jax.vmap(fn)(xs[:, None])
+    np.testing.assert_allclose(batched[:, 0], xs @ W, rtol=1e-5)
+    with pytest.raises(Exception, match="it must return .5, 3."):
+        jax.block_until_ready(wrap.host(lambda x: x, num_classes=3)(jnp.ones((5, 6))))
+    with pytest.raises(ValueError, match="num_classes is 1"):
+        wrap.host(lambda x: x, num_classes=1)
+
+
+def test_pytorch_functions():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    layer = torch.nn.Linear(6, 3, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(W.T.copy()))
+        fn = wrap.host(lambda x: layer(torch.from_numpy(x)).detach().numpy(), num_classes=3)
+        assert np.abs(votes(fn) - votes(lambda x: x @ jnp.asarray(W))).sum() <= 2
+
+
+def test_modules_and_functions_with_parameters():
+    expected = votes(lambda x: x @ jnp.asarray(W))
+    module = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+    module.kernel.set_value(jnp.asarray(W))
+    dense = linen.Dense(3)
+    params = {"params": {"kernel": jnp.asarray(W), "bias": jnp.zeros(3)}}
+    for fn in (module, functools.partial(dense.apply, params)):
+        assert np.abs(votes(fn) - expected).sum() <= 2
+
+
+def test_haiku_functions():
+    hk = pytest.importorskip("haiku", reason="Haiku is not installed")
+    transformed = hk.transform(lambda x: hk.Linear(3)(x))
+    with jax.numpy_rank_promotion("allow"):
+        params = transformed.init(jax.random.key(0), jnp.ones((1, 6)))
+        params = {"linear": {"w": jnp.asarray(W), "b": jnp.zeros(3)}}
+        fn = functools.partial(transformed.apply, params, None)
+        assert np.abs(votes(fn) - votes(lambda x: x @ jnp.asarray(W))).sum() <= 2
+
+
+def test_equinox_functions():
+    eqx = pytest.importorskip("equinox", reason="Equinox is not installed")
+    layer = eqx.nn.Linear(6, 3, use_bias=False, key=jax.random.key(0))
+    layer = eqx.tree_at(lambda m: m.weight, layer, jnp.asarray(W.T))
+    assert np.abs(votes(jax.vmap(layer)) - votes(lambda x: x @ jnp.asarray(W))).sum() <= 2
+
+
+def test_the_denoiser_gets_the_noise_that_there_is():
+    """A best linear denoiser in [-1, 1]: with the right deviation its error is smallest."""
+    sigma, prior = 0.25, 0.2
+    rng = np.random.default_rng(0)
+    clean = jnp.asarray(0.5 + prior * rng.normal(size=(5000, 2)), jnp.float32)
+    noisy = clean + sigma * jnp.asarray(rng.normal(size=(5000, 2)), jnp.float32)
+
+    def wiener(x, deviation):  # images around 0 with deviation 2 prior there
+        return x * (2 * prior) ** 2 / ((2 * prior) ** 2 + deviation**2)
+
+    def error(s):
+        fn = wrap.denoised(wiener, lambda x: x, sigma=s)
+        return float(jnp.mean((fn(noisy) - clean) ** 2))
+
+    # Negative controls: the deviation of [0, 1] passed on to [-1, 1], and twice too much.
+    assert error(sigma) < min(error(sigma / 2), error(2 * sigma))
+    np.testing.assert_allclose(error(sigma), prior**2 * sigma**2 / (prior**2 + sigma**2), rtol=0.05)
+    with pytest.raises(ValueError, match="each range must increase"):
+        wrap.denoised(wiener, lambda x: x, sigma=0.1, low=1.0, high=0.0)
