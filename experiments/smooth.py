@@ -8,6 +8,7 @@ radii (`smoothing.alpha=0.01`, `radii=0.5,1`), in seconds. Writes `smoothing.jso
 """
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -180,7 +181,7 @@ def sample_missing(log: CountLog, config, model, data, chosen, chosen_map) -> No
         noise = noises.Gaussian(settings.sigma)
         images = np.asarray(to_unit(data.test.images, data.max_value))
 
-    @jax.jit
+    @functools.partial(jax.jit, static_argnames="count")
     def draw(index, stage, image, start, count):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), index), stage)
         return sampling.sample_moments(
@@ -200,7 +201,7 @@ def sample_missing(log: CountLog, config, model, data, chosen, chosen_map) -> No
             start = log.done(index, stage)
             while start < wanted:
                 stop = min(start + size, wanted)
-                found = draw(index, stage, images[index], start, stop - start)
+                found = draw(index, stage, images[index], start, count=stop - start)
                 values = [np.asarray(part).reshape(-1) for part in (found.total, found.squares)]
                 log.add(index, stage, start, stop, np.concatenate(values))
                 start = stop
@@ -245,6 +246,7 @@ def certificates(config, sampled, chosen_map, bound: Bound, data, classes) -> di
         ("bonferroni", "Bonferroni"),
         ("partition", "class partition"),
         ("weighted", "weighted Bonferroni"),
+        ("auto", "weighted, unanimity"),
     ):
         found[name] = multiclass.certify(*votes, budget=budget, **options)
     soft_counts = first["scores"], second["scores"]

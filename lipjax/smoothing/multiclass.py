@@ -16,9 +16,13 @@ from lipjax import _checks
 from lipjax.smoothing import _counts, confidence
 from lipjax.typing import Certificate
 
-BUDGETS = ("weighted", "bonferroni", "partition")
+BUDGETS = ("weighted", "auto", "bonferroni", "partition")
 REST = 0.05
 """Share of alpha that "weighted" leaves to the classes that did not contend on the first sample."""
+
+
+SURE = 0.9
+"""Share of alpha that "auto" leaves to a class that got all votes of the first sample."""
 
 
 def certify(
@@ -40,7 +44,8 @@ def certify(
         budget: How alpha is spent. `"bonferroni"`: the same on every class. `"partition"`: classes are
             put into buckets as in the reference, each bounded as one. `"weighted"`: half on the class,
             most of the rest on those that came near the second on the first sample, a twentieth on all
-            others.
+            others. `"auto"`: nine tenths on a class that got all votes of the first sample, otherwise
+            as weighted; on average the largest radii.
         law_error: Of the noise, see `lipjax.smoothing.noise`; taken off every chance.
 
     Returns:
@@ -66,7 +71,12 @@ def certify(
     sigma = _counts.levels(alpha, sigma)
     best = _counts.chosen(selection)
     votes = np.take_along_axis(estimation, best, -1)[..., 0]
-    spend = {"weighted": _weighted, "bonferroni": _bonferroni, "partition": _partition}[budget]
+    spend = {
+        "weighted": _weighted,
+        "auto": _auto,
+        "bonferroni": _bonferroni,
+        "partition": _partition,
+    }[budget]
     own, groups = spend(selection, estimation, best, alpha)
     trials = estimation.sum(-1)
     failure = _upper(trials - votes, trials, own)
@@ -99,25 +109,40 @@ def _bonferroni(selection, estimation, best, alpha):
     return level, [("another class is more likely", others.max(-1), level, classes - 1)]
 
 
-def _weighted(selection, estimation, best, alpha):
-    """Contenders came within three deviations of the second on the first sample."""
+def _weighted(selection, estimation, best, alpha, *, unanimity=False):
+    """Contenders came within three deviations of the second on the first sample.
+
+    With `unanimity` no class contends where the first sample was unanimous.
+    """
     votes, later = _without(selection, best), _without(estimation, best)
     second = votes.max(-1, keepdims=True)
     contends = votes >= np.maximum(1, second - 3 * np.sqrt(second + 1.0))
-    contends |= (second == 0) & (np.arange(votes.shape[-1]) == votes.argmax(-1)[..., None])
+    if not unanimity:
+        contends |= (second == 0) & (np.arange(votes.shape[-1]) == votes.argmax(-1)[..., None])
     near = contends.sum(-1)
     far = votes.shape[-1] - near
     shared = np.where(far > 0, 1 - REST, 1.0) * alpha / 2
+    own = np.where(near > 0, shared, SURE * alpha)
+    rest = np.where(near > 0, REST, 1 - SURE) * alpha
     groups = [
-        ("a contender is more likely", np.where(contends, later, 0).max(-1), shared / near, near),
+        (
+            "a contender is more likely",
+            np.where(contends, later, 0).max(-1),
+            shared / np.maximum(near, 1),
+            near,
+        ),
         (
             "another class is more likely",
             np.where(contends, 0, later).max(-1),
-            REST * alpha / np.maximum(far, 1),
+            rest / np.maximum(far, 1),
             far,
         ),
     ]
-    return shared, groups
+    return own, groups
+
+
+def _auto(selection, estimation, best, alpha):
+    return _weighted(selection, estimation, best, alpha, unanimity=True)
 
 
 def _partition(selection, estimation, best, alpha):

@@ -123,3 +123,18 @@ def test_bad_input_is_named(change, word):
     given = dict(p_lower=0.9, kernel=Mask(0.9), num_edits=1, sigma=0.5, threshold=0.5) | change
     with pytest.raises(ValueError, match=word):
         hybrid.radius(given.pop("p_lower"), **given)
+
+
+@pytest.mark.parametrize(
+    "kernel", [Uniform(0.25, 30_000), Uniform(0.9, 5), Mask(0.7), Ablation(5, 40)]
+)
+@pytest.mark.parametrize("threshold", [1e-5, 0.1, 0.5])
+def test_the_fast_search_ends_where_bisection_does(kernel, threshold):
+    p = np.r_[np.linspace(0.3, 0.99999, 200), 1 - 10.0 ** -np.arange(5, 15)]
+    for d in (1, 2, 5):
+        found = hybrid.radius(p, kernel=kernel, num_edits=d, sigma=1.0, threshold=threshold)
+        alive = worst_case(p, kernel=kernel, num_edits=d) >= threshold
+        high = -special.ndtri(1 - p) - special.ndtri(threshold)
+        expected = hybrid._bisected(p[alive], high[alive] * (1 + 1e-9), kernel.atoms(d), threshold)
+        assert (found[alive] <= expected * (1 + 1e-12)).all() and not found[~alive].any()
+        np.testing.assert_allclose(found[alive], expected, rtol=3e-10, atol=1e-8)

@@ -10,7 +10,7 @@ from lipjax.smoothing import confidence, gaussian, multiclass
 from lipjax.typing import ABSTAIN
 from tests.smoothing.confidence_test import cases
 
-BUDGETS = ["weighted", "bonferroni", "partition"]
+BUDGETS = ["weighted", "auto", "bonferroni", "partition"]
 
 
 def counts(given):

@@ -1,0 +1,23 @@
+"""Randomized smoothing of an ordinary network on Fashion-MNIST.
+
+command: python -m experiments.train smooth_fashion_mnist --data-dir DIR
+         python -m experiments.certify runs/smooth_fashion_mnist --data-dir DIR
+"""
+
+from experiments.config import RunConfig, SmoothingConfig
+from experiments.plain import PlainConfig
+
+CONFIG = RunConfig(
+    data="fashion_mnist",
+    model=PlainConfig(image_shape=(28, 28, 1), hidden=(512, 256), mean=(0.286,)),
+    epochs=10,
+    batch_size=256,
+    learning_rate=0.002,
+    betas=(0.9, 0.99),
+    offset=0.0,
+    temperature=1.0,
+    noise=0.25,
+    tuning=0.02,
+    radii=(0.25, 0.5, 0.75, 1.0),
+    smoothing=SmoothingConfig(sigma=0.25, images=500),
+)
