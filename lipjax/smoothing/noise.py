@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.scipy.special import ndtri
 
 from lipjax import _checks
 from lipjax.smoothing.kernels import Ablation, Mask, Uniform
@@ -90,8 +92,12 @@ class IntegerGaussian:
     def integers(self, key: Array, shape: tuple[int, ...]) -> Array:
         """`int32[shape]`, rounded normal numbers of deviation `levels * sigma`."""
         high, low = _table(self.sigma, self.levels)
-        bits = jax.random.bits(key, (2, *shape), jnp.uint32)
-        return _count_at_most(jnp.asarray(high), jnp.asarray(low), *bits) - len(high) // 2
+        first, second = jax.random.bits(key, (2, *shape), jnp.uint32)
+        below = first < np.uint32(2**31)
+        tail = (jnp.where(below, first, ~first).astype(jnp.float32) + 0.5) * np.float32(2.0**-32)
+        away = -ndtri(tail) * np.float32(self.sigma * self.levels)
+        guess = jnp.rint(jnp.where(below, -away, away)).astype(jnp.int32) + len(high) // 2
+        return _count_at_most(high, low, guess, first, second) - len(high) // 2
 
     def law_error(self, size: int) -> float:
         """At most the total variation between the law of `size` pixels and the exact one."""
@@ -216,19 +222,29 @@ def _happens(key, shape, chance: float):
     return (first < high) | ((first == high) & (second < low))
 
 
-def _count_at_most(high, low, first, second):
-    """How many entries of an increasing table are at most a number, all of 64 bits in two words."""
+def _count_at_most(high, low, guess, first, second):
+    """How many entries of an increasing table are at most a number, all of 64 bits in two words.
+
+    Steps from a guess that is nearly right: exact whatever the guess.
+    """
     size = high.shape[0]
-    found = jnp.zeros(first.shape, jnp.int32)
-    step = 1 << (size.bit_length() - 1)
-    while step:
-        place = found + step
-        at = jnp.minimum(place, size) - 1
-        top, bottom = high[at], low[at]
-        inside = (top < first) | ((top == first) & (bottom <= second))
-        found = jnp.where((place <= size) & inside, place, found)
-        step //= 2
-    return found
+    zero, most = np.uint32(0), np.uint32(2**32 - 1)
+    rows = np.stack([np.r_[zero, high], np.r_[zero, low], np.r_[high, most], np.r_[low, most]], -1)
+    rows = jnp.asarray(rows.astype(np.uint32))
+
+    def astray(place):
+        row = rows[place]
+        above = (first < row[..., 0]) | ((first == row[..., 0]) & (second < row[..., 1]))
+        below = (first > row[..., 2]) | ((first == row[..., 2]) & (second >= row[..., 3]))
+        below = below & (place < size)
+        return below.astype(jnp.int32) - above.astype(jnp.int32)
+
+    def step(state):
+        place, move = state
+        return place + move, astray(place + move)
+
+    start = jnp.clip(guess, 0, size)
+    return lax.while_loop(lambda s: jnp.any(s[1] != 0), step, (start, astray(start)))[0]
 
 
 @functools.lru_cache(maxsize=8)
