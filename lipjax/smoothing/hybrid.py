@@ -24,12 +24,16 @@ STEPS = 56
 """Of each bisection: the intervals shrink to less than the rounding of their ends."""
 
 
-def radius(p_lower, *, kernel, num_edits: int, sigma, threshold: float = 0.5) -> np.ndarray:
+def radius(
+    p_lower, p_upper=None, *, kernel, num_edits: int, sigma, threshold: float = 0.5
+) -> np.ndarray:
     """How far the continuous part may move while that many tokens change, and the mean stay above.
 
     Args:
         p_lower: `float[...]` in [0, 1], at most the clean mean, such as a confidence bound.
-        kernel: `lipjax.smoothing.kernels.Uniform`, `Mask` or `Ablation`.
+        p_upper: `float[...]`, at least the clean mean of every other class; then the radius is that
+            within which the class stays the largest, and the threshold is not used.
+        kernel: One of `lipjax.smoothing.kernels`.
         num_edits: Number of tokens that the attack may change.
         sigma: Deviation of the noise on the continuous part, a number or `float[...]`.
         threshold: What the mean must stay at least at, in (0, 1): 1/2 for the majority of a vote.
@@ -54,6 +58,8 @@ def radius(p_lower, *, kernel, num_edits: int, sigma, threshold: float = 0.5) ->
     p = np.asarray(p_lower, np.float64)
     if not np.all((p >= 0) & (p <= 1)):
         raise ValueError(f"p_lower is {p_lower!r}; it must lie in [0, 1].")
+    if p_upper is not None:
+        return _of_classes(p, p_upper, kernel, num_edits, sigma)
     unique, place = np.unique(p, return_inverse=True)  # counts repeat
     left = worst_case(unique, kernel=kernel, num_edits=num_edits)
     found = np.zeros(unique.shape)
@@ -62,6 +68,48 @@ def radius(p_lower, *, kernel, num_edits: int, sigma, threshold: float = 0.5) ->
         atoms = kernel.atoms(num_edits)
         found[alive] = _largest(unique[alive], atoms, threshold)
     return (found[place].reshape(p.shape) * np.asarray(sigma, np.float64))[()]
+
+
+def curve(p_lower, *, kernel, max_edits: int, sigma, threshold: float = 0.5) -> np.ndarray:
+    """`radius` for every number of edits from 0 to `max_edits`: `float64[..., max_edits + 1]`.
+
+    All of them hold together where `p_lower` does: one bound, one alpha.
+
+    >>> from lipjax.smoothing.kernels import Mask
+    >>> curve(0.999, kernel=Mask(0.9), max_edits=2, sigma=0.5).round(3).tolist()
+    [1.545, 1.46, 1.364]
+    """
+    _checks.integer(0, max_edits=max_edits)
+    options = dict(kernel=kernel, sigma=sigma, threshold=threshold)
+    found = [radius(p_lower, num_edits=d, **options) for d in range(max_edits + 1)]
+    return np.minimum.accumulate(np.stack(found, -1), -1)
+
+
+def _of_classes(p, p_upper, kernel, num_edits, sigma):
+    """Where the smallest attacked mean of one meets the largest of the others."""
+    from scipy import special
+
+    q = np.asarray(p_upper, np.float64)
+    if not np.all((q >= 0) & (q <= 1)):
+        raise ValueError(f"p_upper is {p_upper!r}; it must lie in [0, 1].")
+    p, q, sigma = np.broadcast_arrays(p, q, np.asarray(sigma, np.float64))
+    own, rest, scale = p.reshape(-1), 1 - q.reshape(-1), sigma.reshape(-1)
+    left = worst_case(own, kernel=kernel, num_edits=num_edits)
+    other = worst_case(rest, kernel=kernel, num_edits=num_edits)
+    alive = left + other > 1
+    found = np.zeros(own.shape)
+    if alive.any():
+        own, rest = own[alive], rest[alive]
+        atoms = kernel.atoms(num_edits)
+        low = np.zeros(own.shape)
+        high = (-special.ndtri(1 - own) - special.ndtri(1 - rest)) / 2  # without tokens
+        high = np.where(np.isfinite(high), np.maximum(high, 0), 100.0) * (1 + 1e-9)
+        for _ in range(STEPS):
+            middle = np.maximum((low + high) / 2, LEAST)
+            sure = _attacked(own, middle, atoms) + _attacked(rest, middle, atoms) > 1
+            low, high = np.where(sure, middle, low), np.where(sure, high, middle)
+        found[alive] = low * (1 - SLACK)
+    return (found * scale).reshape(p.shape)[()]
 
 
 def _largest(p, atoms, threshold):

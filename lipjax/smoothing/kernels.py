@@ -79,6 +79,61 @@ class Uniform:
 
 
 @dataclasses.dataclass(frozen=True)
+class Categorical:
+    """`Uniform` for columns with different numbers of values, as tables have them.
+
+    Attributes:
+        beta: In [0, 1], such that a value is likelier to be kept than to become any other.
+        sizes: Number of values of each column, at least 2.
+
+    The worst columns to change are those with the most values: with more values a replaced one tells
+    more of what it was (the smaller column is a garbling of the larger one).
+
+    >>> Categorical(0.4, (2, 3, 10)).atoms(1).log_mass.shape
+    (3,)
+    """
+
+    beta: float
+    sizes: tuple[int, ...]
+
+    def __post_init__(self):
+        _checks.within(0.0, 1.0, beta=self.beta)
+        for size in self.sizes:
+            _checks.integer(2, sizes=size)
+        if not self.sizes:
+            raise ValueError("sizes is empty; it must hold the number of values of each column.")
+        if 1 - self.beta <= self.beta / (min(self.sizes) - 1):
+            raise ValueError(
+                f"beta is {self.beta}; with {min(self.sizes)} values in a column it must be below "
+                f"{1 - 1 / min(self.sizes):g}, where a value is kept as often as any other comes."
+            )
+
+    def atoms(self, num_edits: int) -> Atoms:
+        """The law of the ratio for an attack that changes that many columns, the worst ones."""
+        from scipy import special
+
+        _checks.integer(0, num_edits=num_edits)
+        if num_edits > len(self.sizes):
+            raise ValueError(
+                f"num_edits is {num_edits}; it must be at most the {len(self.sizes)} columns."
+            )
+        worst = sorted(self.sizes, reverse=True)[:num_edits]
+        mass, ratio, kept = np.zeros(1), np.zeros(1), 1.0
+        for size in sorted(set(worst)):
+            group = Uniform(self.beta, size).atoms(worst.count(size))
+            mass = (mass[:, None] + group.log_mass).reshape(-1)
+            ratio = (ratio[:, None] + group.log_ratio).reshape(-1)
+            kept *= 1 - group.lost
+        order = np.argsort(ratio, kind="stable")
+        mass, ratio = mass[order], ratio[order]
+        # Ratios that differ by rounding alone are one; the larger stands for both.
+        ends = np.flatnonzero(np.diff(ratio, append=np.inf) > 1e-12 * (1 + np.abs(ratio)))
+        starts = np.r_[0, ends[:-1] + 1]
+        joined = [special.logsumexp(mass[a : b + 1]) for a, b in zip(starts, ends)]
+        return Atoms(np.array(joined), ratio[ends], 1 - kept)
+
+
+@dataclasses.dataclass(frozen=True)
 class Mask:
     """Replaces a token by a mask with probability `beta`.
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import optimize, special
 
 from lipjax.smoothing import gaussian, hybrid
 from lipjax.smoothing.discrete import worst_case
@@ -138,3 +138,41 @@ def test_the_fast_search_ends_where_bisection_does(kernel, threshold):
         expected = hybrid._bisected(p[alive], high[alive] * (1 + 1e-9), kernel.atoms(d), threshold)
         assert (found[alive] <= expected * (1 + 1e-12)).all() and not found[~alive].any()
         np.testing.assert_allclose(found[alive], expected, rtol=3e-10, atol=1e-8)
+
+
+def test_several_classes():
+    """Without tokens the radius of two chances; with them never below that of the majority."""
+    p, q = np.array([0.6, 0.8, 0.95]), np.array([0.3, 0.05, 0.05])
+    found = hybrid.radius(p, q, kernel=Uniform(0.5, 9), num_edits=0, sigma=0.5)
+    exact = 0.25 * (special.ndtri(p) - special.ndtri(q))
+    assert (found <= exact).all()
+    np.testing.assert_allclose(found, exact, rtol=1e-9)
+    previous = found
+    for d in (1, 2, 3):
+        options = dict(kernel=Uniform(0.9, 9), num_edits=d, sigma=0.5)
+        found = hybrid.radius(p, q, **options)
+        assert (found <= previous * (1 + 1e-9)).all()
+        majority = hybrid.radius(p, **options)
+        assert (hybrid.radius(p, 1 - p, **options) >= majority * (1 - 1e-8)).all()
+        assert (found >= majority * (1 - 1e-8)).all() and found[0] < found[2]
+        previous = found
+    masked = dict(kernel=Mask(0.9), num_edits=2, sigma=1.0)
+    v = 0.81
+    # Where both tokens are masked nothing else changed; where they are not, all goes to the other class.
+    own, other = special.ndtri((0.95 - 1 + v) / v), special.ndtri(0.1 / v)
+    exact = optimize.brentq(
+        lambda r: v * special.ndtr(own - r) - v * special.ndtr(other + r) - (1 - v), 0, 5
+    )
+    np.testing.assert_allclose(hybrid.radius(0.95, 0.1, **masked), exact, rtol=1e-8)
+    with pytest.raises(ValueError, match="p_upper is 2"):
+        hybrid.radius(0.95, 2.0, **masked)
+
+
+def test_the_curve_over_edits():
+    options = dict(kernel=Uniform(0.9, 50), sigma=0.5)
+    found = hybrid.curve(np.array([0.9, 0.999]), max_edits=4, **options)
+    assert found.shape == (2, 5) and (np.diff(found) <= 0).all()
+    for d in range(5):
+        np.testing.assert_allclose(
+            found[1, d], hybrid.radius(0.999, num_edits=d, **options), rtol=1e-9
+        )

@@ -35,3 +35,51 @@ def test_ablation_is_the_share_of_subsets():
         log_mass, _, lost = Ablation(keep, length).atoms(d)
         np.testing.assert_allclose(lost, 1 - comb(length - d, keep) / comb(length, keep), rtol=1e-9)
         np.testing.assert_allclose(np.exp(log_mass).sum() + lost, 1)
+
+
+def test_columns_of_several_sizes():
+    """The law by enumeration of all outcomes, and that the largest columns are the worst to change."""
+    import itertools
+
+    from lipjax.smoothing import hybrid
+    from lipjax.smoothing.discrete import worst_case
+    from lipjax.smoothing.kernels import Categorical
+
+    beta, sizes = 0.3, (2, 5, 3)
+    p = np.linspace(0.55, 0.999, 40)
+
+    def by_hand(columns):
+        chances = {}
+        for outcome in itertools.product(*(range(s) for s in columns)):
+            clean = np.prod(
+                [1 - beta if z == 0 else beta / (s - 1) for z, s in zip(outcome, columns)]
+            )
+            moved = np.prod(
+                [1 - beta if z == 1 else beta / (s - 1) for z, s in zip(outcome, columns)]
+            )
+            key = round(float(np.log(moved / clean)), 9)
+            chances[key] = chances.get(key, 0) + clean
+        return chances
+
+    for d in (1, 2, 3):
+        exact = by_hand(sorted(sizes, reverse=True)[:d])
+        atoms = Categorical(beta, sizes).atoms(d)
+        np.testing.assert_allclose(sorted(exact), atoms.log_ratio, atol=1e-8)
+        np.testing.assert_allclose([exact[k] for k in sorted(exact)], np.exp(atoms.log_mass))
+        worst = worst_case(p, kernel=Categorical(beta, sizes), num_edits=d)
+        moved = hybrid.radius(p, kernel=Categorical(beta, sizes), num_edits=d, sigma=1.0)
+        for columns in itertools.combinations(sizes, d):
+            kernel = Categorical(beta, columns)
+            assert (worst <= worst_case(p, kernel=kernel, num_edits=d) + 1e-12).all()
+            other = hybrid.radius(p, kernel=kernel, num_edits=d, sigma=1.0)
+            assert (moved <= other * (1 + 1e-9) + 1e-9).all()
+    same = Categorical(beta, (4, 4, 4)).atoms(2)
+    np.testing.assert_allclose(np.exp(same.log_mass), np.exp(Uniform(beta, 4).atoms(2).log_mass))
+    for make, word in (
+        (lambda: Categorical(0.5, (2, 3)), "must be below 0.5"),
+        (lambda: Categorical(0.1, ()), "sizes is empty"),
+        (lambda: Categorical(0.1, (1,)), "sizes is 1"),
+        (lambda: Categorical(0.1, (2, 2)).atoms(3), "at most the 2 columns"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            make()
