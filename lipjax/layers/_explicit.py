@@ -125,6 +125,24 @@ def _inverse_jvp(primals, tangents):
     return made, -matmul(made, matmul(tangents[0], made))
 
 
+@one_by_one
+def _upper_inverted(matrix):
+    eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
+    return jax.lax.linalg.triangular_solve(matrix, eye, left_side=True)
+
+
+@jax.custom_jvp
+def inverse_upper(matrix):
+    """`inverse` of an upper triangular matrix."""
+    return _upper_inverted(matrix)
+
+
+@inverse_upper.defjvp
+def _inverse_upper_jvp(primals, tangents):
+    made = inverse_upper(*primals)
+    return made, -matmul(made, matmul(jnp.triu(tangents[0]), made))
+
+
 def bjorck_step(w):
     """`(3 W - W W^* W) / 2` for at least as many rows as columns: norms up to 2 become at most 1."""
     return 1.5 * w - 0.5 * matmul(w, matmul(adjoint(w), w))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from lipjax import _checks
 from lipjax._numerics import matmul, power_of_two, safe_norm, safe_reciprocal
 from lipjax.layers import forms
+from lipjax.layers._explicit import inverse_upper
 from lipjax.layers.forms import Linear
 from lipjax.layers.forms import linear_bound as bound
 from lipjax.layers.forms import linear_dense as apply_dense
@@ -69,7 +70,7 @@ def constrain_dense(params: Params) -> Linear:
     v = v / jnp.broadcast_to(largest, v.shape)
     v = v * jnp.broadcast_to(safe_reciprocal(safe_norm(v, axis=0, keepdims=True)), v.shape)
     upper = jnp.triu(matmul(v.T, v), 1) + 0.5 * jnp.eye(v.shape[1], dtype=v.dtype)
-    solved = jax.scipy.linalg.solve_triangular(upper, v[:cols].T)
+    solved = matmul(inverse_upper(upper), v[:cols].T)
     kernel = jnp.eye(rows, cols, dtype=v.dtype) - matmul(v[:rows], solved)
     return forms.linear(kernel, params.bias)
 

@@ -163,6 +163,7 @@ import jax, jax.numpy as jnp
 from flax import nnx
 from lipjax import nn
 kinds = [nn.CholeskyDense, nn.CayleyDense, nn.QRDense, nn.CholeskyDense, nn.CayleyDense]
+kinds += [nn.HouseholderDense, nn.HouseholderDense]
 stacks = [nn.Stack(lambda rngs: kind(128, 128, rngs=rngs), 6, rngs=nnx.Rngs(0)) for kind in kinds]
 x = jnp.ones((4, 128))
 step = jax.jit(jax.grad(lambda stacks: sum(jnp.sum(s(x) ** 2) for s in stacks)))
