@@ -12,9 +12,12 @@ from experiments.plain import PlainConfig
 from lipjax import _checks
 from lipjax.data import NAMES
 from lipjax.models import ConvNetConfig, LipConvNetConfig, LiResNetConfig, StudyNetConfig
+from lipjax.smoothing.multiclass import BUDGETS
 
 MEASURED = ("radii", "attack_images", "attack_steps", "smoothing")
 """Fields that only certification uses; they may change after training."""
+
+NOISY_LOSSES = ("plain", "gaussian", "stability", "smooth_adv", "macer", "consistency")
 
 MODELS = (ConvNetConfig, StudyNetConfig, LipConvNetConfig, LiResNetConfig, PlainConfig)
 
@@ -71,6 +74,11 @@ class RunConfig:
         offset: Of the cross-entropy, in units of the logits: larger trades accuracy for radius.
         temperature: Of the cross-entropy.
         noise: Standard deviation of Gaussian noise on the training images, in pixel scale [0, 1].
+        noisy_loss: `"plain"`: cross-entropy with offset and temperature of one noisy copy. Otherwise a
+            loss of `lipjax.smoothing.losses` with the deviation `noise`: `"gaussian"`,
+            `"stability"`, `"smooth_adv"`, `"macer"` or `"consistency"`.
+        num_noise: Noisy copies of an image in such a loss.
+        attack_eps: l2 radius of the attack of `"smooth_adv"`.
         affine: Random shift (pixels), rotation (degrees), scale and shear, see
             `lipjax.data.augment.random_affine`; empty for none.
         crop: Pixels that are padded (by reflection) before a random crop; 0 for none.
@@ -100,6 +108,9 @@ class RunConfig:
     offset: float = 0.9
     temperature: float = 0.15
     noise: float = 0.0
+    noisy_loss: str = "plain"
+    num_noise: int = 2
+    attack_eps: float = 0.25
     affine: tuple[float, ...] = ()
     crop: int = 0
     flip: bool = False
@@ -125,7 +136,13 @@ class RunConfig:
         _checks.positive(radii=self.radii)
         if not self.radii or list(self.radii) != sorted(set(self.radii)):
             raise ValueError(f"radii is {self.radii}; it must hold increasing numbers.")
-        _checks.within(0.0, 1e6, offset=self.offset, noise=self.noise)
+        _checks.within(0.0, 1e6, offset=self.offset, noise=self.noise, attack_eps=self.attack_eps)
+        _checks.one_of(NOISY_LOSSES, noisy_loss=self.noisy_loss)
+        _checks.integer(2 if self.noisy_loss == "consistency" else 1, num_noise=self.num_noise)
+        if self.noisy_loss != "plain" and not self.noise:
+            raise ValueError(
+                f"noise is 0; with noisy_loss {self.noisy_loss!r} it must be above 0, such as 0.25."
+            )
         _checks.within(0.0, 0.9999, betas=self.betas)
         if len(self.betas) != 2:
             raise ValueError(f"betas is {self.betas}; it must hold two numbers.")
@@ -148,21 +165,91 @@ class RunConfig:
             )
 
 
-def names() -> list[str]:
-    """The runs that have a file in `experiments/configs`."""
+@dataclasses.dataclass(frozen=True)
+class HybridConfig:
+    """A network of tokens and a continuous part, trained and certified under noise on both.
+
+    Attributes:
+        data: `"reviews"` or `"energy"`, see `experiments.mixed`.
+        beta: Chance that a word is masked or a column gets another value.
+        sigma: Standard deviation of the noise on the continuous part, in its units.
+        alpha: Chance of a wrong certificate, for each example.
+        budget: How alpha is spent, see `lipjax.smoothing.multiclass.certify`.
+        max_edits: Most tokens that change.
+        radii: At which certified accuracy is reported.
+        num_selection: Samples that choose the class and how alpha is spent.
+        num_samples: Samples that are certified with.
+        examples: Test examples, spread evenly; 0 means all.
+        sample_batch: Noisy copies in a call of the network.
+        embedding: Numbers that stand for a token.
+        hidden: Width of the layers.
+        epochs: Passes over the training split.
+        batch_size: Examples a step.
+        learning_rate: Peak of the triangular schedule of Adam.
+        hold_out: Part of the training split that stands in for the test split: to choose settings.
+        seed: Of everything random.
+    """
+
+    data: str = "reviews"
+    beta: float = 0.9
+    sigma: float = 0.25
+    alpha: float = 0.001
+    budget: str = "auto"
+    max_edits: int = 4
+    radii: tuple[float, ...] = (0.25, 0.5)
+    num_selection: int = 100
+    num_samples: int = 10_000
+    examples: int = 0
+    sample_batch: int = 2000
+    embedding: int = 32
+    hidden: int = 128
+    epochs: int = 20
+    batch_size: int = 100
+    learning_rate: float = 0.003
+    hold_out: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        _checks.one_of(("reviews", "energy"), data=self.data)
+        _checks.one_of(BUDGETS, budget=self.budget)
+        _checks.within(0.0, 1.0, beta=self.beta)
+        _checks.positive(sigma=self.sigma, learning_rate=self.learning_rate, radii=self.radii)
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha is {self.alpha}; it must lie strictly between 0 and 1.")
+        _checks.integer(2, num_selection=self.num_selection, num_samples=self.num_samples)
+        _checks.integer(1, sample_batch=self.sample_batch, embedding=self.embedding)
+        _checks.integer(1, hidden=self.hidden, epochs=self.epochs, batch_size=self.batch_size)
+        _checks.integer(0, max_edits=self.max_edits, examples=self.examples, seed=self.seed)
+        _checks.within(0.0, 0.9, hold_out=self.hold_out)
+
+
+HYBRID_MEASURED = ("alpha", "budget", "max_edits", "radii", "examples", "num_samples")
+"""Fields of `HybridConfig` that only certification uses."""
+
+
+def names(kind=RunConfig) -> list[str]:
+    """The runs of a kind that have a file in `experiments/configs`."""
     import experiments.configs as package
 
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    found = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    return [name for name in found if isinstance(_read(name), kind)]
 
 
-def load(name: str) -> RunConfig:
+def load(name: str, kind=RunConfig):
     """The `CONFIG` of `experiments/configs/<name>.py`."""
-    if name not in names():
-        raise ValueError(f"CONFIG is {name!r}; it must be one of {names()}.")
+    if name not in names(kind):
+        other = HybridConfig if kind is RunConfig else RunConfig
+        script = "experiments.train" if kind is HybridConfig else "experiments.hybrid"
+        hint = f" {name} is a run of {script}." if name in names(other) else ""
+        raise ValueError(f"CONFIG is {name!r}; it must be one of {names(kind)}.{hint}")
+    return _read(name)
+
+
+def _read(name):
     return importlib.import_module(f"experiments.configs.{name}").CONFIG
 
 
-def override(config: RunConfig, assignments: list[str], *, only=None) -> RunConfig:
+def override(config, assignments: list[str], *, only=None):
     """The config with `field=value` assignments applied; nested fields as `model.layer=cpl`.
 
     Values are Python literals, fractions such as 36/255 and comma-separated lists of them; what is
@@ -187,7 +274,7 @@ def override(config: RunConfig, assignments: list[str], *, only=None) -> RunConf
             raise ValueError(f"{field!r} {why}; the fields are {', '.join(allowed)}.")
         changes[field] = _fitting(field, _literal(text), known[field])
     outer = {f: v for f, v in changes.items() if "." not in f}
-    for part in ("model", "smoothing"):
+    for part in ("model", "smoothing"):  # the fields that are configs themselves
         inner = {f.partition(".")[2]: v for f, v in changes.items() if f.startswith(part + ".")}
         if inner:  # all at once: what fits together may not fit one by one
             try:
@@ -236,14 +323,14 @@ def _fitting(field: str, value, current):
     return value
 
 
-def to_dict(config: RunConfig) -> dict:
+def to_dict(config) -> dict:
     """The config as JSON holds it."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(fields: dict) -> RunConfig:
+def from_dict(fields: dict, kind=RunConfig):
     """The inverse of `to_dict`."""
-    return _build(RunConfig, fields)
+    return _build(kind, fields)
 
 
 def read_run(run_dir: Path) -> RunConfig:

@@ -20,6 +20,7 @@ from lipjax.models import (
     StudyNet,
     StudyNetConfig,
 )
+from lipjax.smoothing import losses
 from lipjax.training import cross_entropy, triangular
 
 NETWORKS = {
@@ -82,7 +83,8 @@ def optimizer(config: RunConfig, num_steps: int) -> optax.GradientTransformation
 
 def augmentation(config: RunConfig):
     """`(key, image) -> image` for one image, or None."""
-    if not (config.affine or config.crop or config.flip or config.jitter or config.noise):
+    noise = config.noise if config.noisy_loss == "plain" else 0.0
+    if not (config.affine or config.crop or config.flip or config.jitter or noise):
         return None
 
     def apply(key, image):
@@ -106,8 +108,8 @@ def augmentation(config: RunConfig):
                 saturation=saturation,
                 hue=hue,
             )
-        if config.noise:
-            image = augment.gaussian_noise(noise_key, image, sigma=config.noise)
+        if noise:
+            image = augment.gaussian_noise(noise_key, image, sigma=noise)
         return image
 
     try:
@@ -120,7 +122,10 @@ def augmentation(config: RunConfig):
 
 
 def loss(config: RunConfig):
-    """`(network, batch, key) -> (loss, metrics)`: cross-entropy with offset and temperature."""
+    """`(network, batch, key) -> (loss, metrics)`: cross-entropy with offset and temperature, or a loss
+    of smoothed classifiers; the accuracy is that on the images without its noise."""
+    if config.noisy_loss != "plain":
+        return _noisy_loss(config)
 
     def loss_fn(model, batch, key):
         del key
@@ -130,5 +135,21 @@ def loss(config: RunConfig):
         )(logits, batch.labels)
         accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.labels)
         return jnp.mean(losses), {"accuracy": accuracy}
+
+    return loss_fn
+
+
+def _noisy_loss(config: RunConfig):
+    one = getattr(losses, config.noisy_loss)
+    options = {"sigma": config.noise, "num_noise": config.num_noise}
+    if config.noisy_loss == "smooth_adv":
+        options["eps"] = config.attack_eps
+
+    def loss_fn(model, batch, key):
+        found = jax.vmap(lambda k, x, y: one(k, lambda noisy: model(noisy), x, y, **options))(
+            jax.random.split(key, len(batch.labels)), batch.images, batch.labels
+        )
+        accuracy = jnp.mean(jnp.argmax(model(batch.images), -1) == batch.labels)
+        return jnp.mean(found), {"accuracy": accuracy}
 
     return loss_fn

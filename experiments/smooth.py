@@ -8,7 +8,6 @@ radii (`smoothing.alpha=0.01`, `radii=0.5,1`), in seconds. Writes `smoothing.jso
 """
 
 import argparse
-import functools
 import hashlib
 import io
 import json
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import config as configs
-from experiments import output, setup
+from experiments import draws, output, setup
 from lipjax import margin, selfcheck, spectral
 from lipjax.data import to_unit
 from lipjax.smoothing import curves, gaussian, multiclass, sampling, simplex, soft
@@ -160,9 +159,7 @@ def choose(run_dir, config, model, data, bound, data_dir) -> dict:
 
 
 def sample_missing(log: CountLog, config, model, data, chosen, chosen_map) -> None:
-    """Adds to the log what it lacks, one batch of noisy copies after the other."""
-    from rich.progress import track
-
+    """Adds to the log what it lacks."""
     settings = config.smoothing
     classes, size = config.model.num_classes, settings.batch_size
     name, temperature = chosen_map
@@ -181,10 +178,9 @@ def sample_missing(log: CountLog, config, model, data, chosen, chosen_map) -> No
         noise = noises.Gaussian(settings.sigma)
         images = np.asarray(to_unit(data.test.images, data.max_value))
 
-    @functools.partial(jax.jit, static_argnames="count")
-    def draw(index, stage, image, start, count):
+    def draw(index, stage, start, image, count):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), index), stage)
-        return sampling.sample_moments(
+        found = sampling.sample_moments(
             key,
             scores,
             image,
@@ -194,17 +190,10 @@ def sample_missing(log: CountLog, config, model, data, chosen, chosen_map) -> No
             batch_size=size,
             start=start,
         )
+        return jnp.concatenate([found.total.reshape(-1), found.squares.reshape(-1)])
 
     stages = ((SELECTION, settings.num_selection), (ESTIMATION, settings.num_samples))
-    for index in track(chosen.tolist(), description="sampling", transient=True):
-        for stage, wanted in stages:
-            start = log.done(index, stage)
-            while start < wanted:
-                stop = min(start + size, wanted)
-                found = draw(index, stage, images[index], start, count=stop - start)
-                values = [np.asarray(part).reshape(-1) for part in (found.total, found.squares)]
-                log.add(index, stage, start, stop, np.concatenate(values))
-                start = stop
+    draws.sample_missing(log, chosen, lambda i: images[i], stages, batch_size=size, draw=draw)
 
 
 def collect(log: CountLog, settings, chosen, classes) -> dict:
@@ -246,7 +235,7 @@ def certificates(config, sampled, chosen_map, bound: Bound, data, classes) -> di
         ("bonferroni", "Bonferroni"),
         ("partition", "class partition"),
         ("weighted", "weighted Bonferroni"),
-        ("auto", "weighted, unanimity"),
+        ("auto", "auto, the default here"),
     ):
         found[name] = multiclass.certify(*votes, budget=budget, **options)
     soft_counts = first["scores"], second["scores"]

@@ -13,15 +13,93 @@ No edits give the radius of Cohen et al., r = 0 gives `lipjax.smoothing.discrete
 Reference: Delattre et al. (2026), https://arxiv.org/abs/2605.12876.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from lipjax import _checks
+from lipjax.smoothing import _counts, multiclass
 from lipjax.smoothing.discrete import SLACK, worst_case
+from lipjax.typing import ABSTAIN
 
 LEAST = 1e-9
 """Of a rho that is divided by."""
 STEPS = 56
 """Of each bisection: the intervals shrink to less than the rounding of their ends."""
+
+
+class HybridCertificate(NamedTuple):
+    """What is proved for one input, or a batch of them.
+
+    Attributes:
+        prediction: `int32[...]`, the class, or ABSTAIN.
+        radius: `float64[..., max_edits + 1]`, how far the continuous part may move for every number of
+            changed tokens; 0 where nothing, or only the tokens, is proved.
+        edits: `int32[...]`, the largest number of changed tokens that is proved without moving the
+            continuous part; at most `max_edits`, -1 with ABSTAIN.
+        info: `p_lower`, `p_upper` and the ledger of alpha.
+    """
+
+    prediction: np.ndarray
+    radius: np.ndarray
+    edits: np.ndarray
+    info: dict[str, Any]
+
+
+def certify(
+    selection,
+    estimation,
+    *,
+    kernel,
+    sigma,
+    alpha: float,
+    max_edits: int,
+    budget: str = "weighted",
+    law_error: float = 0.0,
+) -> HybridCertificate:
+    """The class, and how far it holds for every number of changed tokens.
+
+    Args:
+        selection: `int[..., K]`, votes of a first sample; they choose the class and the levels.
+        estimation: `int[..., K]`, votes of a second, independent one.
+        kernel: Noise on the tokens, one of `lipjax.smoothing.kernels`.
+        sigma: Standard deviation of the noise on the continuous part, a number or `float[...]`.
+        alpha: Chance, for each input, that anything of the certificate is wrong.
+        max_edits: The largest number of changed tokens that is asked for.
+        budget: How alpha is spent on the classes, see `lipjax.smoothing.multiclass.certify`.
+        law_error: Of the noise, see `lipjax.smoothing.noise`; taken off every chance.
+
+    Guarantee: with probability at least `1 - alpha` over the samples, it abstains or, for every d at
+    once, the smoothed classifier is `prediction` for all inputs with at most d tokens changed and the
+    continuous part moved by less than `radius[..., d]`, and for all with at most `edits` tokens changed.
+
+    Raises:
+        ValueError: as `lipjax.smoothing.multiclass.certify` and `lipjax.smoothing.discrete.worst_case`.
+
+    >>> from lipjax.smoothing.kernels import Mask
+    >>> found = certify(
+    ...     [100, 0], [9_990, 10], kernel=Mask(0.9), sigma=0.5, alpha=0.001, max_edits=2
+    ... )
+    >>> int(found.prediction), int(found.edits), found.radius.round(3).tolist()
+    (0, 2, [1.402, 1.315, 1.219])
+    """
+    _checks.integer(0, max_edits=max_edits)
+    found = multiclass.certify(
+        selection, estimation, sigma=sigma, alpha=alpha, budget=budget, law_error=law_error
+    )
+    own, other = found.info["p_lower"], found.info["p_upper"]
+    radii, kept = [], []
+    for d in range(max_edits + 1):
+        left = worst_case(own, kernel=kernel, num_edits=d)
+        rest = worst_case(1 - other, kernel=kernel, num_edits=d)
+        kept.append(left + rest > 1)
+        radii.append(radius(own, other, kernel=kernel, num_edits=d, sigma=sigma))
+    kept = np.logical_and.accumulate(np.stack(kept, -1), -1)
+    radii = np.minimum.accumulate(np.stack(radii, -1), -1) * kept
+    best = _counts.chosen(np.asarray(selection))[..., 0]
+    prediction = np.where(kept[..., 0], best, ABSTAIN).astype(np.int32)
+    edits = kept.sum(-1).astype(np.int32) - 1
+    return HybridCertificate(prediction, radii, edits, found.info)
 
 
 def radius(

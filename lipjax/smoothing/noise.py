@@ -24,7 +24,7 @@ from jax import lax
 from jax.scipy.special import ndtri
 
 from lipjax import _checks
-from lipjax.smoothing.kernels import Ablation, Mask, Uniform
+from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from lipjax.typing import Array
 
 
@@ -115,7 +115,8 @@ class Tokens:
     """Replaces, masks or ablates tokens.
 
     Attributes:
-        kernel: `kernels.Uniform`, whose tokens are 0 to `vocab_size - 1`, `Mask` or `Ablation`.
+        kernel: `kernels.Uniform`, whose tokens are 0 to `vocab_size - 1`, `Categorical`, whose column
+            j has the values 0 to `sizes[j] - 1`, `Mask` or `Ablation`.
         mask: Token that stands for a masked one; with `Mask` and `Ablation` only.
 
     Keeps 64 random bits for each decision, see `law_error`.
@@ -125,14 +126,17 @@ class Tokens:
     [9, 9]
     """
 
-    kernel: Uniform | Mask | Ablation
+    kernel: Uniform | Categorical | Mask | Ablation
     mask: int | None = None
 
     def __post_init__(self):
-        if not isinstance(self.kernel, Uniform | Mask | Ablation):
-            raise ValueError(f"kernel is {self.kernel!r}; it must be Uniform, Mask or Ablation.")
-        if isinstance(self.kernel, Uniform) != (self.mask is None):
-            wanted = "None" if isinstance(self.kernel, Uniform) else "the token of a masked place"
+        if not isinstance(self.kernel, Uniform | Categorical | Mask | Ablation):
+            raise ValueError(
+                f"kernel is {self.kernel!r}; it must be Uniform, Categorical, Mask or Ablation."
+            )
+        replaces = isinstance(self.kernel, Uniform | Categorical)
+        if replaces != (self.mask is None):
+            wanted = "None" if replaces else "the token of a masked place"
             raise ValueError(f"mask is {self.mask!r}; with {self.kernel!r} it must be {wanted}.")
 
     def __call__(self, key: Array, x: Array) -> Array:
@@ -146,32 +150,38 @@ class Tokens:
         changed = _happens(chance_key, x.shape, kernel.beta)
         if isinstance(kernel, Mask):
             return jnp.where(changed, jnp.asarray(self.mask, x.dtype), x)
-        step = jax.random.randint(which_key, x.shape, 1, kernel.vocab_size, jnp.int32)
+        values = jnp.asarray(_num_values(kernel), jnp.int32)
+        step = jax.random.randint(which_key, x.shape, 1, values, jnp.int32)
         moved = x.astype(jnp.int32) + jnp.where(changed, step, 0)
-        return jnp.where(moved >= kernel.vocab_size, moved - kernel.vocab_size, moved).astype(
-            x.dtype
-        )
+        return jnp.where(moved >= values, moved - values, moved).astype(x.dtype)
 
     def law_error(self, size: int) -> float:
         """At most the total variation between the law of `size` tokens and the kernel's."""
         _checks.integer(1, size=size)
-        return size * max(size, getattr(self.kernel, "vocab_size", 1)) * 2.0**-62
+        replaces = isinstance(self.kernel, Uniform | Categorical)
+        most = np.max(_num_values(self.kernel)) if replaces else 1
+        return float(size * max(size, most) * 2.0**-62)
 
     def check(self, x) -> None:
         """Refuses tokens outside of the alphabet, and a length that the kernel does not have."""
         x = jnp.asarray(x)
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise ValueError(f"x has dtype {x.dtype}; tokens are integers.")
-        if isinstance(self.kernel, Ablation) and x.shape != (self.kernel.length,):
-            raise ValueError(f"x has shape {x.shape}; it must be ({self.kernel.length},) tokens.")
+        places = {Ablation: "length", Categorical: "sizes"}.get(type(self.kernel))
+        if places:
+            length = getattr(self.kernel, places)
+            length = length if places == "length" else len(length)
+            if x.shape != (length,):
+                raise ValueError(f"x has shape {x.shape}; it must be ({length},) tokens.")
         if isinstance(x, jax.core.Tracer):
             return
         values = np.asarray(x)
-        if isinstance(self.kernel, Uniform):
-            size = self.kernel.vocab_size
+        if isinstance(self.kernel, Uniform | Categorical):
+            size = _num_values(self.kernel)
             if np.any(values < 0) or np.any(values >= size):
+                named = "vocab_size" if isinstance(self.kernel, Uniform) else "sizes"
                 raise ValueError(
-                    f"x is {values!r}; its tokens must lie between 0 and vocab_size - 1 = {size - 1}."
+                    f"x is {values!r}; its tokens must lie between 0 and {named} - 1 = {size - 1}."
                 )
         elif np.any(values == self.mask):
             raise ValueError(f"x is {values!r}; it holds the mask {self.mask}, which is no token.")
@@ -203,6 +213,15 @@ class Product:
             value if part is None else part(k, value) for k, part, value in zip(keys, self.parts, x)
         )
 
+    def law_error(self, sizes: tuple[int, ...]) -> float:
+        """At most the total variation between the law of parts of these sizes and the exact one."""
+        if len(sizes) != len(self.parts):
+            raise ValueError(f"sizes is {sizes!r}; it must hold {len(self.parts)} numbers.")
+        for part in self.parts:
+            if part is not None and not hasattr(part, "law_error"):
+                raise ValueError(f"parts holds {part!r}, whose law has no proved error.")
+        return sum(p.law_error(n) for p, n in zip(self.parts, sizes) if p is not None)
+
     def check(self, x) -> None:
         """Refuses what is no tuple of as many parts, or what a part refuses."""
         if not isinstance(x, tuple | list) or len(x) != len(self.parts):
@@ -210,6 +229,11 @@ class Product:
         for part, value in zip(self.parts, x):
             if hasattr(part, "check"):
                 part.check(value)
+
+
+def _num_values(kernel):
+    """Of a token, or of every column."""
+    return kernel.vocab_size if isinstance(kernel, Uniform) else np.asarray(kernel.sizes)
 
 
 def _happens(key, shape, chance: float):

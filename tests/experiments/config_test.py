@@ -8,14 +8,17 @@ import pytest
 from experiments import config as configs
 from lipjax.models import StudyNetConfig
 
-
-@pytest.mark.parametrize("name", configs.names())
-def test_every_config_loads_and_survives_json(name):
-    config = configs.load(name)
-    assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
+KINDS = (configs.RunConfig, configs.HybridConfig)
 
 
-@pytest.mark.parametrize("name", configs.names())
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_config_loads_and_survives_json(kind):
+    for name in configs.names(kind):
+        config = configs.load(name, kind)
+        assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config))), kind) == config
+
+
+@pytest.mark.parametrize("name", [name for kind in KINDS for name in configs.names(kind)])
 def test_every_config_opens_with_command_time_and_result(name):
     import importlib
 
@@ -61,11 +64,17 @@ def test_overrides():
         ("data=imagenet", "data is 'imagenet'"),
         ("jitter=0.1", "jitter is"),
         ("num_microbatches=3", "num_microbatches is 3"),
+        ("noisy_loss=cohen", "noisy_loss is 'cohen'"),
     ],
 )
 def test_bad_assignments_are_named(assignment, word):
     with pytest.raises(ValueError, match=word):
         configs.override(configs.load("digits"), [assignment])
+
+
+def test_a_noisy_loss_needs_noise():
+    with pytest.raises(ValueError, match="noise is 0; with noisy_loss 'macer'"):
+        configs.override(configs.load("digits"), ["noise=0", "noisy_loss=macer"])
 
 
 def test_unknown_config_and_run_are_named(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from lipjax.smoothing import gaussian, hybrid
+from lipjax.smoothing import gaussian, hybrid, multiclass
 from lipjax.smoothing.discrete import worst_case
 from lipjax.smoothing.kernels import Ablation, Mask, Uniform
 from tests.smoothing.confidence_test import cases
@@ -176,3 +176,60 @@ def test_the_curve_over_edits():
         np.testing.assert_allclose(
             found[1, d], hybrid.radius(0.999, num_edits=d, **options), rtol=1e-9
         )
+
+
+def test_certificates_of_counts():
+    first = np.array([[50, 50, 0], [90, 8, 2], [100, 0, 0], [40, 30, 30]])
+    second = np.array([[5000, 4990, 10], [9000, 800, 200], [10_000, 0, 0], [4000, 3000, 3000]])
+    kernel = Mask(0.9)
+    options = dict(sigma=0.5, alpha=0.001, budget="auto")
+    found = hybrid.certify(first, second, kernel=kernel, max_edits=8, **options)
+    gauss = multiclass.certify(first, second, **options)
+    assert found.prediction.tolist() == gauss.prediction.tolist() == [-1, 0, 0, 0]
+    assert found.radius.shape == (4, 9)
+    np.testing.assert_allclose(found.radius[:, 0], gauss.radius, rtol=1e-8)
+    assert (found.radius[:, 0] <= gauss.radius).all()
+    assert found.edits.tolist() == [-1, 4, 6, 0]  # 2 (1 - 0.9^d) < p - q
+    assert (np.diff(found.radius) <= 0).all()
+    held = np.arange(9) <= found.edits[:, None]
+    assert (found.radius[~held] == 0).all() and (found.radius[held] > 0).all()
+    p, q = found.info["p_lower"], found.info["p_upper"]
+    for d in range(3):
+        expected = hybrid.radius(p, q, kernel=kernel, num_edits=d, sigma=0.5)
+        np.testing.assert_allclose(found.radius[1:3, d], expected[1:3], rtol=1e-12)
+    worse = hybrid.certify(first, second, kernel=kernel, max_edits=8, law_error=0.01, **options)
+    assert (worse.radius <= found.radius).all() and worse.radius[2, 0] < 0.9 * found.radius[2, 0]
+    one = hybrid.certify(first[2], second[2], kernel=kernel, max_edits=0, **options)
+    assert one.radius.shape == (1,) and int(one.edits) == 0
+
+
+def test_a_certificate_holds_for_all_edits_at_one_alpha():
+    """Failures of the smallest mean that attacks leave to the worst function, over many counts."""
+    rng = np.random.default_rng(0)
+    kernel, alpha, p, runs = Mask(0.8), 0.05, 0.75, 4000
+    votes = rng.binomial(200, p, runs)
+    counts = np.stack([votes, 200 - votes], -1)
+    first = np.tile([10, 0], (runs, 1))
+    found = hybrid.certify(first, counts, kernel=kernel, sigma=1.0, alpha=alpha, max_edits=2)
+    truth = [hybrid.radius(p, 1 - p, kernel=kernel, num_edits=d, sigma=1.0) for d in range(3)]
+    wrong = (found.radius > np.array(truth)).any(-1).mean()
+    error = 3 * np.sqrt(alpha * (1 - alpha) / runs)
+    assert 0.1 * alpha < wrong <= alpha + error
+    # The share of votes in place of its lower bound is wrong far more often.
+    naive = hybrid.radius(votes / 200, 1 - votes / 200, kernel=kernel, num_edits=1, sigma=1.0)
+    assert (naive > truth[1]).mean() > 0.3
+
+
+@pytest.mark.parametrize(
+    "change,word",
+    [
+        (dict(max_edits=-1), "max_edits is -1"),
+        (dict(alpha=0.0), "alpha is 0.0"),
+        (dict(kernel=None), "kernel is None"),
+        (dict(budget="all"), "budget is 'all'"),
+    ],
+)
+def test_bad_input_of_certificates_is_named(change, word):
+    given = dict(kernel=Mask(0.9), sigma=0.5, alpha=0.01, max_edits=1) | change
+    with pytest.raises(ValueError, match=word):
+        hybrid.certify([9, 1], [90, 10], **given)

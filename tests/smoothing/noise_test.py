@@ -9,7 +9,7 @@ import pytest
 from scipy import special
 
 from lipjax.smoothing import gaussian, noise
-from lipjax.smoothing.kernels import Ablation, Mask, Uniform
+from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from lipjax.smoothing.noise import Gaussian, IntegerGaussian, Product, Tokens
 from lipjax.smoothing.sampling import sample_counts
 
@@ -98,6 +98,30 @@ def test_uniform_tokens(beta):
         assert abs((noisy[:, a] == b).mean() - p) <= 4 * np.sqrt(p * (1 - p) / 20_000)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.45])
+def test_columns_of_several_sizes(beta):
+    sizes = (2, 3, 7)
+    noise = Tokens(Categorical(beta, sizes))
+    x = jnp.array([1, 2, 0])
+    keys = jax.random.split(KEY, 20_000)
+    noisy = np.asarray(jax.vmap(lambda k: noise(k, x))(keys))
+    for j, size in enumerate(sizes):
+        assert set(np.unique(noisy[:, j])) <= set(range(size))
+        for value in range(size):
+            p = 1 - beta if value == x[j] else beta / (size - 1)
+            assert abs((noisy[:, j] == value).mean() - p) <= 4 * np.sqrt(p * (1 - p) / 20_000)
+
+
+def test_law_errors_add_up():
+    both = Product((Tokens(Categorical(0.3, (2, 9))), IntegerGaussian(0.5), None))
+    parts = both.parts[0].law_error(2), both.parts[1].law_error(100)
+    assert both.law_error((2, 100, 7)) == sum(parts) and 0 < sum(parts) < 1e-12
+    with pytest.raises(ValueError, match="whose law has no proved error"):
+        Product((Gaussian(1.0),)).law_error((3,))
+    with pytest.raises(ValueError, match="sizes is .3,.; it must hold 3 numbers"):
+        both.law_error((3,))
+
+
 def test_masked_and_ablated_tokens():
     x = jnp.arange(5)
     keys = jax.random.split(KEY, 4000)
@@ -135,6 +159,8 @@ def test_parts_have_noise_of_their_own():
         (IntegerGaussian(1.0), jnp.zeros(3), "must be an integer image"),
         (Tokens(Uniform(0.5, 3)), jnp.arange(4), "vocab_size - 1 = 2"),
         (Tokens(Uniform(0.5, 3)), jnp.zeros(3), "tokens are integers"),
+        (Tokens(Categorical(0.3, (2, 3))), jnp.array([0, 3]), "sizes - 1 = .1 2."),
+        (Tokens(Categorical(0.3, (2, 3))), jnp.arange(3), "must be .2,. tokens"),
         (Tokens(Mask(0.5), mask=2), jnp.arange(3), "holds the mask 2"),
         (Tokens(Ablation(2, 5), mask=9), jnp.arange(4), "must be .5,. tokens"),
         (Product((Gaussian(1.0),)), jnp.zeros(3), "must hold 1 parts"),
