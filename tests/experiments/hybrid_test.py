@@ -103,7 +103,7 @@ def test_no_changed_column_changes_a_certified_class(run_dir, energy_dir):
                 attacked = np.asarray(votes(2, changed, values))
                 assert attacked.argmax() == found.prediction
                 tried += 1
-    assert tried >= 32
+    assert tried >= 16
 
 
 def test_reads_reviews_and_pictures(tmp_path):

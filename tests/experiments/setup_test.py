@@ -42,7 +42,7 @@ def test_is_the_mean_of_the_loss_of_every_image(name):
 
 
 def test_trains(tmp_path):
-    options = ["model.hidden=16", "epochs=15", "noisy_loss=stability", "noise=0.25", "num_noise=2"]
+    options = ["model.hidden=64", "epochs=20", "noisy_loss=macer", "noise=0.25", "num_noise=2"]
     with jax.numpy_dtype_promotion("standard"):
         run = train.main(["smooth_digits", *options, "--run-dir", str(tmp_path / "run")])
     lines = (run / "metrics.jsonl").read_text().splitlines()
