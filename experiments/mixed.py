@@ -126,7 +126,7 @@ def _reviews(folder: Path) -> Mixed:
 
 def _sentences(path: Path):
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"):
         label, _, _, text = line.split("\t")  # praise, stars, number, review
         words = re.findall(r"[a-z']+|[0-9]+|[!?]", text.lower().replace("<br />", " "))
         found.append((words, int(label)))
