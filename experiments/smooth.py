@@ -4,7 +4,8 @@ the run has `smoothing`.
 Chooses the map of soft scores on images kept from training, samples votes and scores of test images
 into a log, `counts.log`, and certifies them with every method from the same samples. A stopped job goes
 on from the log. `python -m experiments.smooth RUN` certifies from the log alone, with other levels or
-radii (`smoothing.alpha=0.01`, `radii=0.5,1`), in seconds. Writes `smoothing.json` and `smoothing.png`.
+radii (`smoothing.alpha=0.01`, `radii=0.5,1`), in seconds. Writes `smoothing.json`,
+`smoothing.png` and, about the choice of the map, `map.png`.
 """
 
 import argparse
@@ -107,7 +108,11 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None, *, samp
     print(table(report))
     output.write(run_dir / "smoothing.json", json.dumps(report, allow_nan=False).encode())
     plot(run_dir / "smoothing.png", report, found, labels)
-    print(f"certificates  {run_dir}/smoothing.json\nfigure        {run_dir}/smoothing.png")
+    plot_trade_off(run_dir / "map.png", tuned["rows"], tuned["map"])
+    print(
+        f"certificates  {run_dir}/smoothing.json\nfigures       {run_dir}/smoothing.png, "
+        f"{run_dir}/map.png (choice of the map)"
+    )
     return report
 
 
@@ -327,6 +332,38 @@ def plot(path: Path, report, found, labels) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    figure.tight_layout()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    pyplot.close(figure)
+    output.write(path, image.getvalue())
+
+
+def plot_trade_off(path: Path, rows: list[dict], best) -> None:
+    """Variance, margin, Lipschitz constant and radius of every map that was tried."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    titles = {
+        "spread": "standard deviation",
+        "margin": "margin",
+        "constant": "Lipschitz constant",
+        "radius": "mean radius",
+    }
+    figure, all_axes = pyplot.subplots(1, 4, figsize=(11, 2.8))
+    for axes, (column, title) in zip(all_axes, titles.items()):
+        for i, name in enumerate(MAPS):
+            line = [(row["temperature"], row[column]) for row in rows if row["map"] == name]
+            axes.plot(*zip(*line), "o-", ms=3, color=f"C{i}", label=name)
+            for t, value in line:
+                if (name, t) == tuple(best):
+                    axes.plot(t, value, "k*", ms=11, label="chosen")
+        axes.set(xscale="log", xlabel="temperature", title=title)
+        axes.grid(alpha=0.3)
+    all_axes[2].set_yscale("log")
+    all_axes[0].legend(fontsize=8)
     figure.tight_layout()
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)

@@ -45,7 +45,8 @@ def test_every_method_from_the_same_samples(run, report, capsys):
     aware, plain = methods["soft, Lipschitz-aware"], methods["soft scores"]
     assert aware["mean_radius"] >= plain["mean_radius"]
     assert json.loads((run / "smoothing.json").read_text())["methods"] == methods
-    assert (run / "smoothing.png").stat().st_size > 10_000
+    for name in ("smoothing.png", "map.png"):
+        assert (run / name).stat().st_size > 10_000
 
 
 def test_from_the_log_alone_with_another_level(run, report, capsys):
