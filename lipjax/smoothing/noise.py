@@ -15,13 +15,14 @@ import dataclasses
 import decimal
 import fractions
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.special import ndtri
+from jax.extend.random import threefry_2x32
 
 from lipjax import _checks
 from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
@@ -64,10 +65,10 @@ class IntegerGaussian:
         sigma: Standard deviation in units of `x / levels`, that is of [0, 1].
         levels: What makes the largest value one; 255 for bytes.
 
-    The integers have the rounded normal law to 2^-64 for each value: 64 random bits are compared with
-    a table of its cumulative probabilities. For integer x, rounding `x + noise` is adding the rounded
-    noise, so the result is a function of a Gaussian sample, and every certificate holds, for inputs on
-    the grid, after `law_error` is taken off: pass it to `certify`.
+    The integers have the rounded normal law to 2^-64 for each value: 64 random bits choose one from a
+    table of its probabilities, held as integers (Walker's alias method). For integer x, rounding
+    `x + noise` is adding the rounded noise, so the result is a function of a Gaussian sample, and every
+    certificate holds, for inputs on the grid, after `law_error` is taken off: pass it to `certify`.
 
     >>> noise = IntegerGaussian(0.25)
     >>> noise(jax.random.key(0), jnp.array([0, 255], jnp.uint8)).dtype
@@ -91,18 +92,18 @@ class IntegerGaussian:
 
     def integers(self, key: Array, shape: tuple[int, ...]) -> Array:
         """`int32[shape]`, rounded normal numbers of deviation `levels * sigma`."""
-        high, low = _table(self.sigma, self.levels)
-        first, second = jax.random.bits(key, (2, *shape), jnp.uint32)
-        below = first < np.uint32(2**31)
-        tail = (jnp.where(below, first, ~first).astype(jnp.float32) + 0.5) * np.float32(2.0**-32)
-        away = -ndtri(tail) * np.float32(self.sigma * self.levels)
-        guess = jnp.rint(jnp.where(below, -away, away)).astype(jnp.int32) + len(high) // 2
-        return _count_at_most(high, low, guess, first, second) - len(high) // 2
+        cells, bits = _alias(self.sigma, self.levels)
+        first, second = _pair(key, shape)
+        cell = jnp.asarray(cells).at[first >> np.uint32(32 - bits)].get(mode="promise_in_bounds")
+        rest = first & np.uint32(2 ** (32 - bits) - 1)
+        below = (rest < cell[..., 0]) | ((rest == cell[..., 0]) & (second < cell[..., 1]))
+        chosen = jnp.where(below, cell[..., 2] >> 16, cell[..., 2] & np.uint32(0xFFFF))
+        return chosen.astype(jnp.int32) - len(_table(self.sigma, self.levels)) // 2
 
     def law_error(self, size: int) -> float:
         """At most the total variation between the law of `size` pixels and the exact one."""
         _checks.integer(1, size=size)
-        return size * (len(_table(self.sigma, self.levels)[0]) + 2) * 2.0**-64
+        return size * (len(_table(self.sigma, self.levels)) + 2) * 2.0**-64
 
     def check(self, x) -> None:
         """Refuses what is not integer."""
@@ -142,7 +143,7 @@ class Tokens:
     def __call__(self, key: Array, x: Array) -> Array:
         kernel = self.kernel
         if isinstance(kernel, Ablation):
-            high, low = jax.random.bits(key, (2, kernel.length), jnp.uint32)
+            high, low = _pair(key, (kernel.length,))
             order = jnp.lexsort((low, high))
             kept = jnp.zeros(kernel.length, bool).at[order[: kernel.keep]].set(True)
             return jnp.where(kept, x, jnp.asarray(self.mask, x.dtype))
@@ -242,38 +243,54 @@ def _happens(key, shape, chance: float):
         return jnp.ones(shape, bool)
     limit = int(fractions.Fraction(chance) * 2**64)
     high, low = np.uint32(limit >> 32), np.uint32(limit & 0xFFFFFFFF)
-    first, second = jax.random.bits(key, (2, *shape), jnp.uint32)
+    first, second = _pair(key, shape)
     return (first < high) | ((first == high) & (second < low))
 
 
-def _count_at_most(high, low, guess, first, second):
-    """How many entries of an increasing table are at most a number, all of 64 bits in two words.
+def _pair(key, shape):
+    """Two independent words of 32 random bits for every entry.
 
-    Steps from a guess that is nearly right: exact whatever the guess.
+    Threefry makes two words at a time; `jax.random.bits` would keep one of them.
     """
-    size = high.shape[0]
-    zero, most = np.uint32(0), np.uint32(2**32 - 1)
-    rows = np.stack([np.r_[zero, high], np.r_[zero, low], np.r_[high, most], np.r_[low, most]], -1)
-    rows = jnp.asarray(rows.astype(np.uint32))
+    size = math.prod(shape)
+    if str(jax.random.key_impl(key)) != "threefry2x32" or not 0 < size < 2**31:
+        return jax.random.bits(key, (2, *shape), jnp.uint32)
+    words = threefry_2x32(jax.random.key_data(key), lax.iota(jnp.uint32, 2 * size))
+    return words.reshape(2, *shape)
 
-    def astray(place):
-        row = rows[place]
-        above = (first < row[..., 0]) | ((first == row[..., 0]) & (second < row[..., 1]))
-        below = (first > row[..., 2]) | ((first == row[..., 2]) & (second >= row[..., 3]))
-        below = below & (place < size)
-        return below.astype(jnp.int32) - above.astype(jnp.int32)
 
-    def step(state):
-        place, move = state
-        return place + move, astray(place + move)
+@functools.lru_cache(maxsize=8)
+def _alias(sigma: float, levels: int):
+    """Cells of equal chance, in each of which a threshold parts two integers, exactly.
 
-    start = jnp.clip(guess, 0, size)
-    return lax.while_loop(lambda s: jnp.any(s[1] != 0), step, (start, astray(start)))[0]
+    Returns `uint32[2^bits, 3]`, thresholds of 64 - bits bits in two words and the places, in the table,
+    of the integers below and above it; and bits.
+    """
+    ends = [0, *_table(sigma, levels), 2**64]
+    mass = [b - a for a, b in zip(ends, ends[1:])]
+    bits = max(1, (len(mass) - 1).bit_length())
+    mass += [0] * (2**bits - len(mass))
+    whole = 2 ** (64 - bits)
+    threshold, above = [0] * len(mass), list(range(len(mass)))
+    small = [i for i, m in enumerate(mass) if m < whole]
+    large = [i for i, m in enumerate(mass) if m > whole]
+    while small:  # an integer with less than a cell shares it with one that has more
+        i, j = small.pop(), large[-1]
+        threshold[i], above[i] = mass[i], j
+        mass[j] -= whole - mass[i]
+        if mass[j] <= whole:
+            large.pop()
+        if mass[j] < whole:
+            small.append(j)
+    rows = [
+        (t >> 32, t & 0xFFFFFFFF, i << 16 | j) for i, (t, j) in enumerate(zip(threshold, above))
+    ]
+    return np.array(rows, np.uint64).astype(np.uint32), bits
 
 
 @functools.lru_cache(maxsize=8)
 def _table(sigma: float, levels: int):
-    """`2^64 P(N <= i)` for i from -R to R - 1 in two words, N the rounded normal number."""
+    """`2^64 P(N <= i)` for i from -R to R - 1 as integers, N the rounded normal number."""
     with decimal.localcontext() as context:
         context.prec = 60
         scale = decimal.Decimal(sigma) * levels
@@ -286,9 +303,7 @@ def _table(sigma: float, levels: int):
                 break
             i += 1
     values = [2**64 - v for v in reversed(positive)] + positive
-    values = [min(v, 2**64 - 1) for v in values]
-    words = np.array([(v >> 32, v & 0xFFFFFFFF) for v in values], np.uint64)
-    return words[:, 0].astype(np.uint32), words[:, 1].astype(np.uint32)
+    return tuple(min(v, 2**64 - 1) for v in values)
 
 
 def _upper_tail(x: decimal.Decimal) -> decimal.Decimal:

@@ -18,25 +18,57 @@ KEY = jax.random.key(0)
 
 @pytest.mark.parametrize("sigma,levels", [(0.25, 255), (1.0, 255), (0.3, 1)])
 def test_the_table_of_integers_is_the_normal_law(sigma, levels):
-    high, low = noise._table(sigma, levels)
-    chance = high.astype(np.float64) * 2.0**-32 + low.astype(np.float64) * 2.0**-64
-    places = np.arange(len(high)) - len(high) // 2
+    table = noise._table(sigma, levels)
+    chance = np.array([float(t) for t in table]) * 2.0**-64
+    places = np.arange(len(table)) - len(table) // 2
     exact = special.ndtr((places + 0.5) / (sigma * levels))
     np.testing.assert_allclose(chance, exact, rtol=1e-13, atol=2.0**-63)
     assert exact[0] < 2.0**-63 and (np.diff(chance) >= 0).all()
     assert IntegerGaussian(sigma, levels).law_error(3072) < 1e-12
 
 
-def test_integers_are_counted_in_the_table():
-    """Every entry of a table, the number below and the one above it."""
-    high, low = noise._table(0.01, 255)
-    table = [int(h) << 32 | int(v) for h, v in zip(high, low)]
-    numbers = sorted({min(max(t + d, 0), 2**64 - 1) for t in table for d in (-1, 0, 1)} | {0})
-    words = np.array([(v >> 32, v & 0xFFFFFFFF) for v in numbers], np.uint64).astype(np.uint32)
-    expected = [sum(t <= v for t in table) for v in numbers]
-    for guess in (np.int32(expected), np.zeros(len(numbers), np.int32), np.int32(expected) + 5):
-        found = noise._count_at_most(high, low, guess, words[:, 0], words[:, 1])
-        assert found.tolist() == expected
+@pytest.mark.parametrize("sigma,levels", [(0.25, 255), (0.3, 1), (0.05, 1), (7.8, 255)])
+def test_cells_have_exactly_the_chances_of_the_table(sigma, levels):
+    cells, bits = noise._alias(sigma, levels)
+    whole = 2 ** (64 - bits)
+    mass = [0] * len(cells)
+    for high, low, places in cells.tolist():
+        threshold = high << 32 | low
+        assert threshold < whole
+        mass[places >> 16] += threshold
+        mass[places & 0xFFFF] += whole - threshold
+    ends = [0, *noise._table(sigma, levels), 2**64]
+    expected = [b - a for a, b in zip(ends, ends[1:])]
+    assert len(cells) == 2**bits and mass == expected + [0] * (len(cells) - len(expected))
+
+
+def test_a_cell_is_chosen_by_64_bits(monkeypatch):
+    """Words at both sides of every threshold."""
+    law = IntegerGaussian(0.02)
+    cells, bits = noise._alias(0.02, 255)
+    words, expected = [], []
+    for i, (high, low, places) in enumerate(cells.tolist()):
+        threshold = high << 32 | low
+        for rest in {0, max(threshold - 1, 0), threshold, 2 ** (64 - bits) - 1}:
+            word = i << (64 - bits) | rest
+            words.append((word >> 32, word & 0xFFFFFFFF))
+            expected.append(places >> 16 if rest < threshold else places & 0xFFFF)
+    pairs = jnp.asarray(np.array(words, np.uint64).T.astype(np.uint32))
+    monkeypatch.setattr(noise, "_pair", lambda key, shape: pairs)
+    found = law.integers(KEY, (len(words),)) + len(noise._table(0.02, 255)) // 2
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_words_are_random_with_any_kind_of_key(impl):
+    first, second = noise._pair(jax.random.key(0, impl=impl), (50, 400))
+    assert first.shape == second.shape == (50, 400) and first.dtype == jnp.uint32
+    words = np.stack([first, second]).reshape(2, -1)
+    bits = (words[..., None] >> np.arange(32, dtype=np.uint32)) & 1
+    assert abs(bits.mean((1, 2)) - 0.5).max() < 4 * 0.5 / np.sqrt(20_000 * 32)
+    assert abs(bits.mean(1) - 0.5).max() < 4.5 * 0.5 / np.sqrt(20_000)
+    assert abs(np.corrcoef(*words.astype(np.float64))[0, 1]) < 4 / np.sqrt(20_000)
+    assert len(np.unique(words)) > 39_990
 
 
 def test_integers_are_drawn_from_the_table():
