@@ -21,6 +21,7 @@ from flax import nnx
 
 from experiments.output import write
 from experiments.plain import PlainConfig, PlainNet
+from experiments.regularize import ResNet
 from lipjax import selfcheck
 from lipjax.smoothing import gaussian, hybrid, lipschitz, multiclass, noise, soft
 from lipjax.smoothing.kernels import Uniform
@@ -52,7 +53,7 @@ def main(arguments=None) -> dict:
         print(f"{name:<44}{seconds:8.3f} s for {args.images} images")
     for row in report["sampling"]:
         print(
-            f"{row['network']:<12} batch {row['batch']:5d}  forward {row['forward']:10.0f}/s  "
+            f"{row['network']:<22} batch {row['batch']:5d}  forward {row['forward']:10.0f}/s  "
             f"{row['noise']:<9} {row['sampled']:10.0f}/s  {row['sampled'] / row['forward']:.2f}"
         )
     if args.out:
@@ -116,8 +117,20 @@ def _moments(rng, images):
 def sampling(rounds: int) -> list[dict]:
     """Throughput of votes and of the network alone."""
     rows = []
-    for hidden, batch in (((512, 256), 1000), ((2048, 2048, 2048), 1000)):
-        network = PlainNet(PlainConfig(hidden=hidden), rngs=nnx.Rngs(0))
+    resnet = ResNet(64, 10, 1, nnx.Rngs(0))
+    resnet.eval()
+    networks = [
+        (
+            f"dense {'x'.join(map(str, hidden))}",
+            PlainNet(PlainConfig(hidden=hidden), rngs=nnx.Rngs(0)),
+        )
+        for hidden in ((512, 256), (2048, 2048, 2048))
+    ]
+    for title, network, batch in (
+        (*networks[0], 1000),
+        (*networks[1], 1000),
+        ("ResNet-18", resnet, 50),
+    ):
         image = jax.random.uniform(jax.random.key(0), (28, 28, 1))
         pixels = (image * 255).astype(jnp.int32)
         images = jnp.broadcast_to(image, (batch, *image.shape)) + 0.0
@@ -151,7 +164,7 @@ def sampling(rounds: int) -> list[dict]:
                     noisy.append(time.perf_counter() - middle)
             rows.append(
                 {
-                    "network": "x".join(map(str, hidden)),
+                    "network": title,
                     "batch": batch,
                     "noise": name,
                     "forward": batch / statistics.median(plain),

@@ -50,7 +50,7 @@ class Gaussian:
         _checks.nonnegative(sigma=self.sigma)
 
     def __call__(self, key: Array, x: Array) -> Array:
-        return x + jnp.asarray(self.sigma, x.dtype) * jax.random.normal(key, x.shape, x.dtype)
+        return x + jnp.asarray(self.sigma, x.dtype) * _normal(key, x.shape, x.dtype)
 
     def check(self, x) -> None:
         """Refuses what is not floating."""
@@ -248,15 +248,30 @@ def _happens(key, shape, chance: float):
 
 
 def _pair(key, shape):
-    """Two independent words of 32 random bits for every entry.
+    """Two independent words of 32 random bits for every entry."""
+    return _words(key, (2, *shape))
 
-    Threefry makes two words at a time; `jax.random.bits` would keep one of them.
+
+def _words(key, shape):
+    """Random words of 32 bits.
+
+    Threefry makes two at a time; `jax.random.bits` would keep one of them.
     """
     size = math.prod(shape)
-    if str(jax.random.key_impl(key)) != "threefry2x32" or not 0 < size < 2**31:
-        return jax.random.bits(key, (2, *shape), jnp.uint32)
-    words = threefry_2x32(jax.random.key_data(key), lax.iota(jnp.uint32, 2 * size))
-    return words.reshape(2, *shape)
+    if str(jax.random.key_impl(key)) != "threefry2x32" or not 0 < size < 2**32:
+        return jax.random.bits(key, shape, jnp.uint32)
+    words = threefry_2x32(jax.random.key_data(key), lax.iota(jnp.uint32, size))
+    return words.reshape(shape)
+
+
+def _normal(key, shape, dtype):
+    """Normal numbers, as `jax.random.normal` makes them of random words."""
+    if dtype != jnp.float32:
+        return jax.random.normal(key, shape, dtype)
+    words = _words(key, shape) >> 9 | np.float32(2).view(np.uint32)
+    between = lax.bitcast_convert_type(words, jnp.float32) - 3  # [-1, 1) in steps of 2^-22
+    inside = jnp.maximum(between, np.nextafter(np.float32(-1), np.float32(0)))
+    return np.float32(2**0.5) * lax.erf_inv(inside)
 
 
 @functools.lru_cache(maxsize=8)

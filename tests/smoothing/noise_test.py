@@ -79,6 +79,21 @@ def test_integers_are_drawn_from_the_table():
         assert abs((drawn <= i).mean() - p) < 4 * np.sqrt(p * (1 - p) / drawn.size)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(), (7,), (400, 501)])
+def test_floats_are_normal(shape, dtype):
+    drawn = Gaussian(2.0)(KEY, jnp.ones(shape, dtype))
+    assert drawn.shape == shape and drawn.dtype == dtype
+    if shape == (400, 501):
+        z = (np.asarray(drawn, np.float64).reshape(-1) - 1) / 2
+        assert np.isfinite(z).all()
+        for level in (-3, -1.5, -0.3, 0.4, 2, 3.5):
+            p = special.ndtr(level)
+            slack = 4 * np.sqrt(p * (1 - p) / z.size) + (0 if dtype == jnp.float32 else 2e-3)
+            assert abs((z <= level).mean() - p) < slack
+        assert abs(np.corrcoef(z[: z.size // 2], z[z.size // 2 :])[0, 1]) < 0.013
+
+
 def attack(noise, x, away, *, num_samples=200):
     """Certifies a classifier that looks whether noise was added to exactly this image.
 

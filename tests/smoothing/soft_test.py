@@ -223,9 +223,9 @@ def test_the_trade_off_of_temperatures():
         maps=maps,
         sigma=0.5,
         alpha=0.001,
-        num_samples=2000,
+        num_samples=20_000,
         num_classes=2,
-        batch_size=2000,
+        batch_size=5000,
         planned_samples=100_000,
     )
     for values in (found.spread, found.margin, found.constant):
