@@ -240,7 +240,7 @@ def certificates(config, sampled, chosen_map, bound: Bound, data, classes) -> di
         ("bonferroni", "Bonferroni"),
         ("partition", "class partition"),
         ("weighted", "weighted Bonferroni"),
-        ("auto", "auto, the default here"),
+        ("auto", "auto (the default)"),
     ):
         found[name] = multiclass.certify(*votes, budget=budget, **options)
     soft_counts = first["scores"], second["scores"]

@@ -75,8 +75,8 @@ def certificates(images: int, rounds: int) -> dict:
     moments = _moments(rng, images)
     steps = {
         "Cohen et al., 10 classes": lambda: gaussian.certify(*small, **OPTIONS),
-        "all classes, 10, weighted": lambda: multiclass.certify(*small, **OPTIONS),
-        "all classes, 1000, weighted": lambda: multiclass.certify(*large, **OPTIONS),
+        "all classes, 10": lambda: multiclass.certify(*small, **OPTIONS),
+        "all classes, 1000": lambda: multiclass.certify(*large, **OPTIONS),
         "all classes, 1000, class partition": lambda: multiclass.certify(
             *large, budget="partition", **OPTIONS
         ),

@@ -16,7 +16,7 @@ from lipjax import _checks
 from lipjax.smoothing import _counts, confidence
 from lipjax.typing import Certificate
 
-BUDGETS = ("weighted", "auto", "bonferroni", "partition")
+BUDGETS = ("auto", "weighted", "bonferroni", "partition")
 REST = 0.05
 """Share of alpha that "weighted" leaves to the classes that did not contend on the first sample."""
 
@@ -31,7 +31,7 @@ def certify(
     *,
     sigma,
     alpha: float,
-    budget: str = "weighted",
+    budget: str = "auto",
     law_error: float = 0.0,
 ) -> Certificate:
     """The class and a radius that it holds within, or ABSTAIN.
@@ -45,7 +45,8 @@ def certify(
             put into buckets as in the reference, each bounded as one. `"weighted"`: half on the class,
             most of the rest on those that came near the second on the first sample, a twentieth on all
             others. `"auto"`: nine tenths on a class that got all votes of the first sample, otherwise
-            as weighted; on average the largest radii.
+            as weighted. Its radii are the largest on average (in simulations with 10 and 1000 classes,
+            but where nothing is uncertain: there 0.2 % below those of Cohen et al.).
         law_error: Of the noise, see `lipjax.smoothing.noise`; taken off every chance.
 
     Returns:

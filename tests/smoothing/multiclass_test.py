@@ -118,6 +118,34 @@ def test_no_smaller_than_the_majority_radius_at_the_same_level(budget):
         assert (total <= 0.001 * (1 + 1e-12)).all()
 
 
+@pytest.mark.parametrize(
+    "classes,concentration,sure", [(10, 0.15, 0), (10, 0.1, 0.97), (500, 0.1, 0.4)]
+)
+def test_the_default_has_the_largest_mean_radius(classes, concentration, sure):
+    """Against Cohen et al., and the same level on every class, and the partition, on the same counts."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.full(classes, concentration), 300)
+    if sure:
+        p *= (1 - np.linspace(sure, 0.9999, 300))[:, None]
+        p[:, 0] += 1 - p.sum(1)
+    counts = [rng.multinomial(n, p) for n in (100, 10_000)]
+    options = dict(sigma=0.5, alpha=0.001)
+    found = multiclass.certify(*counts, **options).radius.mean()
+    assert found > gaussian.certify(*counts, **options).radius.mean()
+    for budget in ("bonferroni", "partition"):
+        assert found > multiclass.certify(*counts, budget=budget, **options).radius.mean()
+    assert found > 0.999 * multiclass.certify(*counts, budget="weighted", **options).radius.mean()
+
+
+def test_the_default_where_all_is_certain():
+    counts = np.array([100, 0, 0]), np.array([10_000, 0, 0])
+    options = dict(sigma=0.5, alpha=0.001)
+    found = multiclass.certify(*counts, **options)
+    assert found.radius > 0.998 * gaussian.certify(*counts, **options).radius
+    weighted = multiclass.certify(*counts, budget="weighted", **options)
+    assert weighted.radius < 0.992 * gaussian.certify(*counts, **options).radius
+
+
 def test_a_class_without_a_majority_can_be_certified():
     found = multiclass.certify([45, 30, 25], [4500, 3000, 2500], sigma=1.0, alpha=0.001)
     assert found.prediction == 0 and found.radius > 0.1
