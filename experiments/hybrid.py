@@ -105,6 +105,10 @@ def run(config: configs.HybridConfig, run_dir: Path, data_dir=None) -> dict:
         "unit": data.unit,
         "edits": rows(config, found, correct),
         "abstentions": float(np.mean(found.prediction == -1)),
+        "labels": labels[chosen].tolist(),
+        "prediction": found.prediction.tolist(),
+        "radius": found.radius.tolist(),
+        "proved_edits": found.edits.tolist(),
         "selfcheck": checked.to_dict(),
     }
     print(table(report))

@@ -104,6 +104,14 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None, *, samp
             name: summary(config, prediction, radius, labels, alpha)
             for name, (prediction, radius, alpha) in found.items()
         },
+        "labels": labels.tolist(),
+        "per_image": {
+            name: {
+                "prediction": np.asarray(prediction).tolist(),
+                "radius": [float(r) if np.isfinite(r) else str(r) for r in radius],
+            }
+            for name, (prediction, radius, _) in found.items()
+        },
     }
     print(table(report))
     output.write(run_dir / "smoothing.json", json.dumps(report, allow_nan=False).encode())

@@ -42,6 +42,11 @@ def test_every_method_from_the_same_samples(run, report, capsys):
     for row in methods.values():
         assert row["certified"] == sorted(row["certified"], reverse=True)
         assert row["certified"][0] > 0.5 and row["mean_radius"] > 0.1
+    labels = np.array(report["labels"])
+    for name, each in report["per_image"].items():
+        right = np.array(each["prediction"]) == labels
+        mean = np.mean(np.array(each["radius"]) * right)
+        np.testing.assert_allclose(mean, methods[name]["mean_radius"], rtol=1e-12)
     aware, plain = methods["soft, Lipschitz-aware"], methods["soft scores"]
     assert aware["mean_radius"] >= plain["mean_radius"]
     assert json.loads((run / "smoothing.json").read_text())["methods"] == methods
