@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from scipy import special
 
 from lipjax.smoothing import sampling
-from lipjax.smoothing.noise import IntegerGaussian
+from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
+from lipjax.smoothing.noise import Gaussian, IntegerGaussian, Tokens
 from lipjax.smoothing.sampling import sample_counts, sample_moments
 
 
@@ -171,3 +173,31 @@ def test_bad_input_is_named(change, word):
     given |= change
     with pytest.raises(ValueError, match=word):
         sample_counts(given.pop("key"), given.pop("fn"), given.pop("x"), **given)
+
+
+@pytest.mark.parametrize(
+    "law,x",
+    [
+        (Gaussian(0.5), np.zeros((2, 3), np.float32)),
+        (IntegerGaussian(0.25), np.zeros((2, 3), np.int32)),
+        (Tokens(Uniform(0.5, 9)), np.zeros(6, np.int32)),
+        (Tokens(Categorical(0.3, (2, 3, 5))), np.zeros(3, np.int32)),
+        (Tokens(Mask(0.5), mask=9), np.zeros(6, np.int32)),
+        (Tokens(Ablation(2, 6), mask=9), np.zeros(6, np.int32)),
+    ],
+)
+def test_lowers_for_accelerators(law, x):
+    def scores(noisy):
+        flat = noisy.reshape(noisy.shape[0], -1).astype(jnp.float32)
+        return jax.nn.softmax(flat[:, :3])
+
+    for sample in (sample_counts, sample_moments):
+
+        def drawn(words, x, sample=sample):
+            key = jax.random.wrap_key_data(words)
+            options = dict(num_samples=100, num_classes=3, batch_size=40)
+            return sample(key, scores, x, noise=law, **options)
+
+        shapes = (jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct(x.shape, x.dtype))
+        module = export.export(jax.jit(drawn), platforms=("tpu", "cuda"))(*shapes)
+        assert module.mlir_module()
