@@ -9,6 +9,7 @@ from flax import nnx
 
 from experiments.config import RunConfig
 from experiments.plain import PlainConfig, PlainNet
+from lipjax import nn
 from lipjax.data import Dataset, Split, augment, hold_out, load
 from lipjax.models import (
     ConvNetConfig,
@@ -134,9 +135,15 @@ def loss(config: RunConfig):
             lambda f, y: cross_entropy(f, y, offset=config.offset, temperature=config.temperature)
         )(logits, batch.labels)
         accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.labels)
-        return jnp.mean(losses), {"accuracy": accuracy}
+        return jnp.mean(losses), {"accuracy": accuracy} | _watched(model)
 
     return loss_fn
+
+
+def _watched(model) -> dict:
+    """How orthogonal the contractions of a network are, where it has some."""
+    kept = nn.orthogonality(model)
+    return {} if kept is None else {"orthogonality": kept}
 
 
 def _noisy_loss(config: RunConfig):
@@ -150,6 +157,6 @@ def _noisy_loss(config: RunConfig):
             jax.random.split(key, len(batch.labels)), batch.images, batch.labels
         )
         accuracy = jnp.mean(jnp.argmax(model(batch.images), -1) == batch.labels)
-        return jnp.mean(found), {"accuracy": accuracy}
+        return jnp.mean(found), {"accuracy": accuracy} | _watched(model)
 
     return loss_fn

@@ -4,7 +4,10 @@ The numbers are those of the list that the layers were built from; what a longer
 named by it.
 """
 
+import importlib
 import math
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +123,33 @@ def test_9_the_smaller_gram_matrix_is_made(shape):
     jaxpr = jax.make_jaxpr(lambda k: gram_iteration(k, num_iters=3))(jnp.ones(shape))
     sizes = [v.aval.shape for eqn in jaxpr.eqns for v in eqn.outvars]
     assert "64,64" not in str(jaxpr) and sizes
+
+
+def test_10_commands_of_the_documents_exist():
+    """A README named a choice that its program did not have."""
+    root = Path(__file__).parents[1]
+    found = 0
+    for name in ("README.md", "experiments/README.md"):
+        for module, rest in re.findall(
+            r"python -m (experiments[\w.]*)([^`\n#]*)", (root / name).read_text()
+        ):
+            spec = importlib.util.find_spec(module)
+            assert spec is not None, module
+            options = re.findall(r'add_argument\("(--[\w-]+)"', Path(spec.origin).read_text())
+            for word in rest.split():
+                found += 1
+                assert not word.startswith("--") or word in options, (module, word)
+                config = word.removeprefix("runs/")
+                if (
+                    module.split(".")[-1] in ("train", "certify", "smooth", "hybrid")
+                    and config.islower()
+                ):
+                    known = (
+                        config in options
+                        or (root / "experiments/configs" / f"{config}.py").exists()
+                    )
+                    assert known or "=" in word or word.startswith("--"), (module, word)
+    assert found > 10
 
 
 def test_11_order_of_householder_groups_signs_and_even_windows():

@@ -109,10 +109,22 @@ class TestLayers:
         measured = max(jacobian_norm(layer, weights, x) for x in 100 * self.points(layer))
         assert 1.02 < measured <= bound
 
-    def test_bound_of_nan_weights_is_no_number(self, layer):
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_bound_of_weights_that_are_not_finite_is_infinite(self, layer, bad):
         weights = layer.constrain(layer.init(jax.random.key(0)))
-        weights = weights._replace(kernel=weights.kernel.at[..., 0, 0].set(jnp.nan))
-        assert layer.bound(weights).value == np.inf
+        for broken in (
+            weights._replace(kernel=weights.kernel.at[..., 0, 0].set(bad)),
+            weights._replace(bias=weights.bias.at[0].set(bad)),
+        ):
+            assert layer.bound(broken).value == np.inf
+
+    def test_nan_in_any_parameter_is_no_finite_bound(self, layer):
+        params = layer.init(jax.random.key(0))
+        for name, value in zip(params._fields, params):
+            if value.size:
+                broken = params._replace(**{name: value.at[(-1,) * value.ndim].set(jnp.nan)})
+                for make in (layer.constrain, layer.freeze):
+                    assert layer.bound(make(broken)).value == np.inf, name
 
     def test_frozen_is_the_same_function(self, layer):
         params = layer.init(jax.random.key(0))

@@ -1,5 +1,7 @@
 """The padded convolution and its exact adjoint, for any number of leading axes."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -21,6 +23,18 @@ def check_padding(padding: str) -> None:
         )
 
 
+def check_dtype(kernel: Array, x: Array) -> None:
+    """That x has the type of the weights, and that it is one of those that proofs are about."""
+    if kernel.dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(
+            f"the weights have dtype {kernel.dtype}; they must be float32 or float64, since no bound "
+            "covers the rounding of less. lipjax.nn.rounded makes weights that a smaller type can hold, "
+            "with a bound of their own."
+        )
+    _checks.real_floating(x=x)
+    _checks.same_dtype(kernel.dtype, "that of the weights", x=x)
+
+
 def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Array:
     """Cross-correlation of `float[..., *spatial, c_in]` with `float[*window, c_in, c_out]`.
 
@@ -28,14 +42,14 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
     per axis.
     """
     check_padding(padding)
-    _checks.real_floating(x=x)
     dims = kernel.ndim - 2
     if x.ndim < dims + 1:
         raise ValueError(
             f"x has shape {x.shape}; it must have at least {dims + 1} axes, [*spatial, channels]."
         )
-    _checks.nonempty(x=x)
-    _checks.same_dtype(kernel.dtype, "that of the weights", x=x)
+    if 0 in x.shape[-dims - 1 :]:
+        raise ValueError(f"x has shape {x.shape}; no spatial axis may have length 0.")
+    check_dtype(kernel, x)
     if x.shape[-1] != kernel.shape[-2]:
         raise ValueError(
             f"x has shape {x.shape}; its last axis must have length {kernel.shape[-2]}, the "
@@ -43,7 +57,7 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
         )
     strides = _checks.per_axis(dims, strides=strides)
     lead = x.shape[: -dims - 1]
-    x = x.reshape(-1, *x.shape[-dims - 1 :])
+    x = x.reshape(math.prod(lead), *x.shape[-dims - 1 :])
     if padding == "circular":
         pads = [((k - 1) // 2, k // 2) for k in kernel.shape[:dims]]
         x = jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="wrap")

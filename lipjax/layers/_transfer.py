@@ -84,7 +84,7 @@ def bound(weights: Transfer) -> Bound:
 
     The largest norm over the frequencies, which is that of the circular convolution.
     """
-    return Bound(norm_bound(weights.kernel), "upper")
+    return forms.upper_bound(weights, norm_bound(weights.kernel))
 
 
 def norm_bound(kernel) -> float:

@@ -353,6 +353,12 @@ def resolve(activation) -> Activation:
     return found
 
 
+def named(activation) -> Activation | str:
+    """As `resolve`, but a name stays one: what a module keeps."""
+    known = resolve(activation)
+    return activation if isinstance(activation, str) else known
+
+
 def slope_restricted(activation) -> Callable[[Array], Array]:
     """The activation as residual and sandwich forms may use it, with slopes in [0, 1].
 

@@ -66,8 +66,22 @@ def init_conv(
     return Params(kernel, factors, jnp.zeros(out_features))
 
 
-def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear:
-    """The weights of the layer, a plain kernel of `k x k` taps.
+class Strided(NamedTuple):
+    """Weights of a convolution with a stride, without which it would expand.
+
+    Attributes:
+        kernel: `float[k, k, n, m]`.
+        bias: `float[m]`.
+        steps: `float[s, s, 0]`, empty: its shape says the stride.
+    """
+
+    kernel: Array
+    bias: Array
+    steps: Array
+
+
+def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear | Strided:
+    """The weights of the layer, a plain kernel of `k x k` taps, with the stride if there is one.
 
     Guarantee: norm at most 1 up to rounding, about 1e-6, for zero padding and every size, and for
     circular padding of sizes that the stride divides; `bound` proves what these floats have. A zero
@@ -83,7 +97,7 @@ def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear:
     last = bjorck.constrain_dense(flat, num_steps=num_steps).kernel
     last = last.reshape(params.kernel.shape)
     if not params.factors.size:
-        return forms.linear(last, params.bias)
+        return _weights(last, params.bias, stride)
     # The empty products of the projections with a window of 1 x 1: the identity.
     total = jnp.eye(rows, dtype=last.dtype)[None, None]
     for axis, factors in enumerate(params.factors):
@@ -99,11 +113,12 @@ def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear:
         for a in range(stride)
         for b in range(stride)
     )
-    return forms.linear(spread, params.bias)
+    return _weights(spread, params.bias, stride)
 
 
-def linear_conv(weights: Linear, x: Array, *, padding: str = "zero", stride: int = 1) -> Array:
+def linear_conv(weights: Linear | Strided, x: Array, *, padding: str = "zero") -> Array:
     """The convolution of `float[..., height, width, n]`, without its bias; linear in x."""
+    stride = stride_of(weights)
     if padding == "circular" and any(n % stride for n in x.shape[-3:-1]):
         raise ValueError(
             f"x has shape {x.shape}; with circular padding its height and width must be multiples of "
@@ -112,29 +127,47 @@ def linear_conv(weights: Linear, x: Array, *, padding: str = "zero", stride: int
     return convolve(x, weights.kernel, padding=padding, strides=stride)
 
 
-def apply_conv(weights: Linear, x: Array, *, padding: str = "zero", stride: int = 1) -> Array:
+def apply_conv(weights: Linear | Strided, x: Array, *, padding: str = "zero") -> Array:
     """The layer on `float[..., height, width, n]`, with the stride that the parameters have.
 
     Guarantee: 1-Lipschitz up to the rounding of the evaluation.
     """
-    return add_bias(linear_conv(weights, x, padding=padding, stride=stride), weights.bias)
+    return add_bias(linear_conv(weights, x, padding=padding), weights.bias)
 
 
-def freeze_conv(params: Params, *, num_steps: int = 25) -> Linear:
+def freeze_conv(params: Params, *, num_steps: int = 25) -> Linear | Strided:
     """`constrain_conv` in float64 on the host, rounded: for evaluation."""
     return forms.frozen(functools.partial(constrain_conv, num_steps=num_steps), params)
 
 
-def bound(weights: Linear, *, stride: int = 1) -> Bound:
+def bound(weights: Linear | Strided) -> Bound:
     """Upper bound on the Lipschitz constant with these weights, proved in float64 on the host.
 
     For zero padding and every size, and circular padding of sizes that the stride divides. With a
     stride the kernel is that of the pixels of each block as channels. Up to 1.01 where the norm is 1
     for kernels that are far from orthogonal. NaN or infinite weights give infinity.
     """
-    _checks.integer(1, stride=stride)
-    kernel = on_host_float64(functools.partial(_by_blocks, stride=stride), weights.kernel)
+    by_blocks = functools.partial(_by_blocks, stride=stride_of(weights))
+    kernel = on_host_float64(by_blocks, weights.kernel)
     return forms.linear_bound(forms.linear(kernel, weights.bias))
+
+
+def stride_of(weights: Linear | Strided) -> int:
+    """The step per axis.
+
+    Raises:
+        ValueError: for what is neither.
+    """
+    if isinstance(weights, Strided):
+        return weights.steps.shape[0]
+    forms.check_made(weights, Linear)
+    return 1
+
+
+def _weights(kernel, bias, stride):
+    if stride == 1:
+        return forms.linear(kernel, bias)
+    return Strided(kernel, bias, jnp.zeros((stride, stride, 0), kernel.dtype))
 
 
 def _shifted(kernel, axis, place):

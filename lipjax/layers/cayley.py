@@ -63,8 +63,8 @@ def constrain_dense(params: Params) -> Linear:
     """The weights of the layer, with orthonormal columns (rows if there are fewer).
 
     Guarantee: norm 1 up to the rounding of a solution of linear equations, about 1e-6 for `scale`
-    up to 10; `bound` proves what these floats have. A zero kernel gives the identity, cut to shape.
-    Finite gradients everywhere. NaN in gives NaN out.
+    up to 10 (2e-5 for a thousand equal columns); `bound` proves what these floats have. A zero kernel
+    gives the identity, cut to shape. Finite gradients everywhere. NaN in gives NaN out.
 
     >>> import jax
     >>> weights = constrain_dense(init_dense(jax.random.key(0), 4, 3))

@@ -31,7 +31,7 @@ from jax import lax
 
 from lipjax import _checks, _numerics
 from lipjax.layers import activations
-from lipjax.layers._convolution import add_bias, adjoint, convolve
+from lipjax.layers._convolution import add_bias, adjoint, check_dtype, convolve
 from lipjax.spectral.conv import conv_gram_iteration
 from lipjax.spectral.proved import proved_norm
 from lipjax.spectral.rescaling import conv_dominating_diagonal, dominating_diagonal, on_rows
@@ -75,7 +75,7 @@ def linear_dense(weights: Linear, x: Array) -> Array:
 
 def product_dense(weights: Linear, x: Array) -> Array:
     """`x A` for `float[..., n]`."""
-    _check_made(weights, Linear)
+    check_made(weights, Linear)
     _check_width(weights.kernel, x)
     return x @ weights.kernel
 
@@ -93,13 +93,13 @@ def linear_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) 
 
 def product_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) -> Array:
     """`A * x` for `float[..., *spatial, n]`."""
-    _check_made(weights, Linear)
+    check_made(weights, Linear)
     return convolve(x, weights.kernel, padding=padding, strides=strides)
 
 
 def residual_dense(weights: Residual, x: Array, *, activation="relu") -> Array:
     """`x - s(x W + b) 2 T^-1 W^T` for `float[..., n]`."""
-    _check_made(weights, Residual)
+    check_made(weights, Residual)
     s = activations.slope_restricted(activation)
     _check_width(weights.kernel, x)
     hidden = _stepped(s(add_bias(x @ weights.kernel, weights.bias)), weights.step)
@@ -110,7 +110,7 @@ def residual_conv(
     weights: Residual, x: Array, *, activation="relu", padding: str = "zero"
 ) -> Array:
     """The residual form with a padded convolution and its exact adjoint."""
-    _check_made(weights, Residual)
+    check_made(weights, Residual)
     s = activations.slope_restricted(activation)
     hidden = s(add_bias(convolve(x, weights.kernel, padding=padding), weights.bias))
     hidden = _stepped(hidden, weights.step)
@@ -139,7 +139,7 @@ def as_residual(weights: Linear, *, log_temperature: Array | None = None) -> Res
     >>> residual_dense(mirror, jnp.array([1.0, -3.0])).tolist()
     [-1.0, -3.0]
     """
-    _check_made(weights, Linear)
+    check_made(weights, Linear)
     kernel, hidden = weights.kernel, weights.kernel.shape[-1]
     if log_temperature is None:
         step = jnp.full(hidden, 2, kernel.dtype)
@@ -206,7 +206,7 @@ def linear_bound(weights: Linear) -> Bound:
     infinity, a zero kernel a bound of nearly zero.
     """
     squared = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, None)
-    return Bound(at_least(math.sqrt(squared)), "upper")
+    return upper_bound(weights, math.sqrt(squared))
 
 
 def residual_bound(weights: Residual) -> Bound:
@@ -217,7 +217,13 @@ def residual_bound(weights: Residual) -> Bound:
     NaN or infinite weights give infinity, a zero kernel 1.
     """
     ratio = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, weights.step)
-    return Bound(max(1.0, at_least(2 * at_least(ratio) - 1)), "upper")
+    return upper_bound(weights, max(1.0, at_least(2 * at_least(ratio) - 1)))
+
+
+def upper_bound(weights, value) -> Bound:
+    """That value, one step up, or infinity where the kernel or the bias is not finite."""
+    finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in (weights.kernel, weights.bias))
+    return Bound(at_least(value) if finite else math.inf, "upper")
 
 
 def witness(kernel: Array, diagonal, side: str = "auto") -> Array:
@@ -327,8 +333,8 @@ def _towards_zero(x, dtype):
     return jnp.asarray(np.where(beyond, np.nextafter(rounded, np.zeros_like(rounded)), rounded))
 
 
-def _check_made(weights, form):
-    """Free parameters in place of weights would void the guarantee without a word."""
+def check_made(weights, form):
+    """That the weights are of that form: free parameters would void the guarantee without a word."""
     if not isinstance(weights, form):
         raise ValueError(
             f"weights is a {type(weights).__module__}.{type(weights).__name__}; it must be the "
@@ -338,8 +344,7 @@ def _check_made(weights, form):
 
 
 def _check_width(kernel, x):
-    _checks.real_floating(x=x)
-    _checks.same_dtype(kernel.dtype, "that of the weights", x=x)
+    check_dtype(kernel, x)
     _checks.ranked(2, "[features in, features out] of a dense layer", kernel=kernel)
     if x.ndim < 1 or x.shape[-1] != kernel.shape[0]:
         raise ValueError(

@@ -72,4 +72,4 @@ def bound(weights: Params) -> Bound:
     In float64 on the host, with exactly these floats. Between 1 and the square root of the number
     of classes for columns of norm 1. NaN or infinite weights give infinity, zeros zero.
     """
-    return Bound(forms.at_least(proved_norm(weights.kernel)), "upper")
+    return forms.upper_bound(weights, proved_norm(weights.kernel))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from lipjax import _checks
 from lipjax._numerics import matmul, power_of_two, safe_norm, safe_reciprocal
 from lipjax.layers import forms
-from lipjax.layers._explicit import inverse_upper
+from lipjax.layers._explicit import bjorck_step, inverse_upper, upright
 from lipjax.layers.forms import Linear
 from lipjax.layers.forms import linear_bound as bound
 from lipjax.layers.forms import linear_dense as apply_dense
@@ -72,7 +72,8 @@ def constrain_dense(params: Params) -> Linear:
     upper = jnp.triu(matmul(v.T, v), 1) + 0.5 * jnp.eye(v.shape[1], dtype=v.dtype)
     solved = matmul(inverse_upper(upper), v[:cols].T)
     kernel = jnp.eye(rows, cols, dtype=v.dtype) - matmul(v[:rows], solved)
-    return forms.linear(kernel, params.bias)
+    # Rounding is multiplied by the condition of the factor, to 2e-4 for 1000 reflections.
+    return forms.linear(upright(bjorck_step, kernel), params.bias)
 
 
 def freeze_dense(params: Params) -> Linear:

@@ -14,6 +14,7 @@ Reference: Araujo et al. (2023), https://arxiv.org/abs/2303.03169, after LipSDP 
 https://arxiv.org/abs/1906.04893).
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,13 +23,17 @@ import jax.numpy as jnp
 
 from lipjax import _checks
 from lipjax._numerics import matmul
-from lipjax.layers import _transfer, sandwich, skew
+from lipjax.layers import _transfer, block, sandwich, skew
 from lipjax.layers._convolution import convolve
 from lipjax.layers._transfer import Transfer
+from lipjax.layers.block import Strided
 from lipjax.layers.forms import Linear, Residual
 from lipjax.layers.sandwich import Sandwich
 from lipjax.layers.skew import Skew
 from lipjax.typing import Array
+
+KINDS = Linear | Residual | Sandwich | Skew | Strided | Transfer
+"""The weights that layers of this library multiply with."""
 
 
 class Matrices(NamedTuple):
@@ -91,7 +96,7 @@ def of_dense(weights: Linear | Residual | Sandwich) -> Matrices:
     [[0.75, 0.0], [0.0, 0.75]]
     """
     if not isinstance(weights, Linear | Residual | Sandwich):
-        raise _unknown(weights)
+        raise unknown(weights)
     _checks.ranked(2, "[n, m]; use of_conv for a convolution", kernel=weights.kernel)
     if isinstance(weights, Linear):
         return _linear(weights.kernel)
@@ -102,12 +107,14 @@ def of_dense(weights: Linear | Residual | Sandwich) -> Matrices:
 
 
 def of_conv(
-    weights: Linear | Residual | Sandwich | Skew | Transfer,
+    weights: Linear | Residual | Sandwich | Skew | Strided | Transfer,
     input_size: int | Sequence[int],
     *,
     padding: str = "zero",
+    strides: int | Sequence[int] = 1,
+    order: int = skew.ORDER,
 ) -> Matrices:
-    """The matrices of a convolutional layer on whole images, written out, without strides.
+    """The matrices of a convolutional layer on whole images, written out.
 
     Only for small images: they have as many rows as an image has entries.
 
@@ -115,12 +122,22 @@ def of_conv(
         weights: Of any layer of `lipjax.layers`.
         input_size: One integer, or one per spatial axis.
         padding: Of the layer; those with one matrix per frequency are circular.
+        strides: Of a linear layer. Block-orthogonal weights know theirs.
+        order: Of a skew convolution.
+
+    Raises:
+        ValueError: for weights of other kinds, of a dense layer, or strides where there are none.
     """
-    kinds = Linear | Residual | Sandwich | Skew | Transfer
-    if not isinstance(weights, kinds):
-        raise _unknown(weights)
+    if not isinstance(weights, KINDS):
+        raise unknown(weights)
     kernel = weights.kernel
     _checks.ranked((3, 4, 5), "[*window, n, m]; use of_dense for a matrix", kernel=kernel)
+    strides = _checks.per_axis(kernel.ndim - 2, strides=strides)
+    if not isinstance(weights, Linear) and set(strides) != {1}:
+        raise ValueError(
+            f"strides is {strides} for a {type(weights).__name__}; only those of a linear layer are "
+            "passed here."
+        )
     size = _checks.per_axis(kernel.ndim - 2, input_size=input_size)
     points = math.prod(size)
 
@@ -139,18 +156,26 @@ def of_conv(
     if isinstance(weights, Transfer):
         skip = matrix(lambda x: _transfer.multiply(weights, x), c_in, bias.dtype)
     elif isinstance(weights, Skew):
-        skip = matrix(lambda x: skew.linear_conv(weights, x, padding=padding), c_in, bias.dtype)
+        fn = functools.partial(skew.linear_conv, weights, padding=padding, order=order)
+        skip = matrix(fn, c_in, bias.dtype)
+    elif isinstance(weights, Strided):
+        skip = matrix(
+            functools.partial(block.linear_conv, weights, padding=padding), c_in, bias.dtype
+        )
     else:
-        skip = matrix(lambda x: convolve(x, kernel, padding=padding), c_in, kernel.dtype)
+        options = dict(padding=padding, strides=strides)
+        skip = matrix(lambda x: convolve(x, kernel, **options), c_in, kernel.dtype)
     if isinstance(weights, Residual):
         return _identity_skip(skip, jnp.tile(weights.step, points))
     return _linear(skip)
 
 
-def _unknown(weights):
+def unknown(weights) -> ValueError:
+    """The error for weights that no layer makes."""
     return ValueError(
         f"weights is a {type(weights).__name__}; it must be what constrain or freeze of a layer of "
-        "lipjax.layers returns. For others: residual(skip, outer, inner, multiplier)."
+        "lipjax.layers returns (of a module of lipjax.nn: its weights()). For others: "
+        "residual(skip, outer, inner, multiplier)."
     )
 
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipjax import _checks
-from lipjax._numerics import matmul, on_host_float64
+from lipjax._numerics import on_host_float64
 from lipjax.layers import activations, lmi
 from lipjax.layers.forms import Residual
+from lipjax.spectral.rescaling import autocorrelation
 from lipjax.typing import Array
 
 
@@ -46,6 +47,8 @@ def prove(
     *,
     activation=None,
     padding: str = "zero",
+    strides: int | tuple[int, ...] = 1,
+    order: int | None = None,
     num_points: int = 8,
     num_steps: int = 20,
     tol: float = 1e-5,
@@ -60,13 +63,16 @@ def prove(
             out as a matrix, and its Jacobian too.
         activation: Passed to `apply` if it is not None; ReLU is what the matrices assume otherwise.
         padding: Of a convolution, passed to `apply` if it is not `"zero"`.
+        strides: Of a linear convolution, passed to `apply` if it is not 1.
+        order: Of a skew convolution, passed to `apply` if it is not None.
         num_points: Random points from which the Jacobian's norm is maximized.
         num_steps: Steps of gradient ascent.
         tol: How far each figure may be off; float32 weights of orthogonal layers miss the condition
             by their rounding, about 1e-6.
 
     Raises:
-        ValueError: where a figure is off by more than `tol`; the message has all of them.
+        ValueError: where a figure is off by more than `tol`; the message has all of them. For weights
+            that no layer makes, or class vectors (`lipjax.layers.head`), which are no contraction.
 
     >>> import jax
     >>> from lipjax.layers import sll
@@ -79,9 +85,11 @@ def prove(
     _checks.integer(1, num_points=num_points)
     _checks.integer(0, num_steps=num_steps)
     _checks.nonnegative(tol=tol)
-    options = {} if padding == "zero" else {"padding": padding}
-    if activation is not None:
-        options["activation"] = activation
+    if not isinstance(weights, lmi.KINDS):
+        raise lmi.unknown(weights)
+    given = dict(padding=(padding, "zero"), strides=(strides, 1), order=(order, None))
+    given["activation"] = (activation, None)
+    options = {name: value for name, (value, usual) in given.items() if value != usual}
     seeds = [int(s) for s in np.asarray(jax.random.bits(key, (3,)))]
     points = [np.random.default_rng(s).normal(size=(num_points, *shape)) for s in seeds]
 
@@ -90,7 +98,7 @@ def prove(
 
     double = jax.tree.map(_doubled, weights)
     eigenvalue, mismatch = on_host_float64(
-        lambda w, x: _against_matrices(layer, w, x, activation, padding), double, points[0]
+        lambda w, x: _against_matrices(layer, w, x, options), double, points[0]
     )
     norm = on_host_float64(lambda w, x: _steepest(layer, w, x, num_steps), double, points[1])
     adjoint = 0.0
@@ -116,12 +124,16 @@ def prove(
 def orthogonality(kernel: Array) -> Array:
     """`1 / (1 + rho_i)` with `rho_i = sum_{j != i} |G_ij| / G_ii`: 1 for orthogonal columns.
 
+    For a convolution the sum goes over all lags of the Gram operator but the diagonal at lag 0.
+
     For the almost-orthogonal layer its mean over the columns is the mean squared singular value of
     the rescaled kernel: what the layer keeps of a signal. A loss that needs a margin therefore pushes
-    it towards 1, which is the bias of that layer towards orthogonality, as a figure to watch.
+    it towards 1, which is the bias of that layer towards orthogonality; `lipjax.nn.orthogonality` is
+    that mean for a network.
 
     Args:
-        kernel: `float[n, m]`, with at least as many rows as columns; otherwise its rows are meant.
+        kernel: `float[n, m]` or `float[*window, n, m]`, before it is rescaled, with at least as many
+            rows as columns; otherwise its rows are meant.
 
     Returns:
         `float[min(n, m)]` in [0, 1]; 0 for a column of zeros, NaN for a NaN.
@@ -130,25 +142,28 @@ def orthogonality(kernel: Array) -> Array:
     >>> [round(float(v), 3) for v in orthogonality(jnp.array([[1.0, 1.0], [0.0, 3.0]]))]
     [0.5, 0.909]
     """
-    _checks.ranked(2, "[n, m]", kernel=kernel)
+    _checks.ranked((2, 3, 4, 5), "[n, m] or [*window, n, m]", kernel=kernel)
     _checks.real_floating(kernel=kernel)
-    if kernel.shape[0] < kernel.shape[1]:
-        kernel = kernel.T
+    if kernel.shape[-2] < kernel.shape[-1]:
+        kernel = jnp.swapaxes(kernel, -1, -2)
     size = jnp.max(jnp.abs(kernel))
     kernel = kernel / jnp.where(size > 0, size, 1)
-    gram = jnp.abs(matmul(kernel.T, kernel))
-    own, total = jnp.diagonal(gram), gram.sum(1)
+    if kernel.ndim == 2:
+        kernel = kernel[None]
+    gram = jnp.abs(autocorrelation(kernel)).reshape(-1, *2 * kernel.shape[-1:])
+    own, total = jnp.diagonal(gram[len(gram) // 2]), gram.sum((0, 2))
     return jnp.where(total == 0, 0, own / jnp.where(total == 0, 1, total))
 
 
-def _against_matrices(layer, weights, points, activation, padding):
+def _against_matrices(layer, weights, points, options):
     """Smallest eigenvalue of the condition, and how far the layer is from what it is about."""
     if weights.kernel.ndim == 2:
         matrices = lmi.of_dense(weights)
     else:
-        matrices = lmi.of_conv(weights, points.shape[1:-1], padding=padding)
+        static = {k: v for k, v in options.items() if k != "activation"}
+        matrices = lmi.of_conv(weights, points.shape[1:-1], **static)
     eigenvalue = jnp.linalg.eigvalsh(lmi.residual(*matrices)).min()
-    s = activations.slope_restricted("relu" if activation is None else activation)
+    s = activations.slope_restricted(options.get("activation", "relu"))
     skip, outer, inner, _ = matrices
     linear = inner.shape[1] == 0  # the bias is then that of the output
     inside = _tiled(weights.bias, inner.shape[1])

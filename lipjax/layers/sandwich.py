@@ -104,6 +104,12 @@ def of_contraction(weights: Linear | Transfer, log_psi: Array | None = None) -> 
             f"weights is a {type(weights).__name__}; it must be what constrain_dense of a contraction "
             "returns, such as lipjax.layers.bjorck."
         )
+    if isinstance(weights, Linear) and weights.kernel.ndim != 2:
+        raise ValueError(
+            f"weights has a kernel of shape {weights.kernel.shape}; a sandwich layer on images is made "
+            "of a contraction with one matrix per frequency, such as cayley.constrain_conv makes; on "
+            "vectors, of a matrix."
+        )
     rows, cols = weights.kernel.shape[-2:]
     if rows <= cols:
         raise ValueError(
@@ -172,7 +178,7 @@ def bound(weights: Sandwich) -> Bound:
     """
     norm = _transfer.norm_bound(weights.kernel)
     usable = bool(np.isfinite(np.asarray(weights.log_psi)).all())
-    return Bound(forms.at_least(norm * norm) if usable else math.inf, "upper")
+    return forms.upper_bound(weights, norm * norm if usable else math.inf)
 
 
 def halves(weights: Sandwich) -> tuple[Array, Array]:

@@ -66,8 +66,7 @@ def init_conv(
     """Xavier normal kernel; windows are odd, since others have no skew part about a centre."""
     _checks.integer(1, in_features=in_features, out_features=out_features)
     window = _initializers.window(kernel_size, dims)
-    if any(k % 2 == 0 for k in window):
-        raise ValueError(f"kernel_size is {kernel_size}; it must be odd, to have a centre.")
+    _check_odd(window, f"kernel_size is {kernel_size}")
     kernel = _initializers.xavier_normal(key, (*window, in_features, out_features))
     return Params(kernel, jnp.zeros(out_features))
 
@@ -88,8 +87,9 @@ def constrain_dense(params: Params) -> Linear:
     """
     kernel = jnp.asarray(params.kernel)
     rows, cols = kernel.shape
-    scale = power_of_two(jnp.max(jnp.abs(kernel)))
-    skew = _skew(kernel / scale)
+    skew = _skew(kernel)
+    scale = power_of_two(jnp.max(jnp.abs(skew)))
+    skew = skew / scale
     norm = gram_iteration(skew, gradient="norm")
     limit = jnp.pi / jnp.where(norm > 0, norm, 1)
     rotation = exponential(skew * jnp.minimum(scale, limit))
@@ -162,7 +162,7 @@ def bound(weights: Linear | Skew, *, order: int = ORDER) -> Bound:
         return conv_gram_iteration(_skew(kernel), padding="any", num_iters=12)
 
     angle = forms.at_least(on_host_float64(norm, weights.kernel))
-    return Bound(_series_bound(angle, order), "upper")
+    return forms.upper_bound(weights, _series_bound(angle, order))
 
 
 def _series_bound(angle: float, order: int) -> float:
@@ -217,10 +217,19 @@ def exponential(skew: Array) -> Array:
 
 
 def _skew(kernel):
-    """`(K - K^T) / 2` of the kernel with zero channels appended to make it square; exactly skew."""
+    """`(K - K^T) / 2` of the kernel with zero channels appended to make it square; exactly skew.
+
+    Padding is about the centre of the window, so the mirrored kernel is the adjoint for odd windows.
+    """
+    _check_odd(kernel.shape[:-2], f"kernel has shape {kernel.shape}")
     rows, cols = kernel.shape[-2:]
     size = max(rows, cols)
     pads = [(0, 0)] * (kernel.ndim - 2) + [(0, size - rows), (0, size - cols)]
     square = jnp.pad(kernel, pads)
     mirrored = jnp.flip(jnp.swapaxes(square, -1, -2), tuple(range(kernel.ndim - 2)))
     return (square - mirrored) / 2
+
+
+def _check_odd(window, what: str):
+    if any(k % 2 == 0 for k in window):
+        raise ValueError(f"{what}; the window must be odd, to have a centre to be skew about.")

@@ -63,10 +63,9 @@ def check_input(config) -> tuple[int, int]:
     for side in config.image_shape:
         _checks.integer(1, image_shape=side)
     height, width, channels = config.image_shape
-    if len(config.mean) not in (1, channels) or not np.isfinite(config.mean).all():
-        raise ValueError(
-            f"mean is {config.mean}; it must have 1 or {channels} entries, which are finite."
-        )
+    if len(config.mean) not in (1, channels):
+        raise ValueError(f"mean is {config.mean}; it must have 1 or {channels} entries.")
+    _checks.within(-1e6, 1e6, mean=config.mean)
     return height + 2 * config.pad, width + 2 * config.pad
 
 

@@ -10,7 +10,6 @@ Reference: Araujo et al. (2023), https://arxiv.org/abs/2303.03169.
 
 import dataclasses
 import functools
-import math
 from typing import Literal
 
 import jax
@@ -138,8 +137,7 @@ class ConvNetConfig:
                     f"{name} is {getattr(self, name)}; it must have 1 or {channels} entries."
                 )
         _checks.within(1e-6, 1e6, std=self.std)
-        if not all(math.isfinite(m) for m in self.mean):
-            raise ValueError(f"mean is {self.mean}; its entries must be finite.")
+        _checks.within(-1e6, 1e6, mean=self.mean)
 
     @property
     def activation_inside(self) -> bool:

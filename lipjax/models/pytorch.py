@@ -67,7 +67,10 @@ def from_state_dict(
             f"state has no layers of an SLL or CPL network; its names begin with {sorted(arrays)[:3]}."
         )
     if last is None:
-        raise ValueError("state has no normalized last layer, a matrix 'weight' with a 'bias'.")
+        raise ValueError(
+            "state has no normalized last layer: a matrix 'weight' with a 'bias', which CPL calls "
+            "'last_last'. Networks with another last layer are not read."
+        )
     config = _config(convs, denses, last, layer, image_shape, mean)
     model = LipschitzConvNet(config, rngs=nnx.Rngs(0))
     order = _channels_last(config)
@@ -111,6 +114,19 @@ def _study(arrays, image_shape, mean, num_classes) -> StudyNet:
             f"state has the blocks {sorted(blocks)} and the layers {sorted(rows)[:3]} and more; blocks "
             "are numbered from 1 on, and 'ClassificationHead.0' follows."
         )
+    for i in blocks:
+        _check_spaced(f"Block{i}", blocks[i])
+        if len(blocks[i]) != len(blocks[1]):
+            raise ValueError(
+                f"state has {len(blocks[1])} layers in Block1 and {len(blocks[i])} in Block{i}; all "
+                "blocks have as many."
+            )
+    for name, row in rows.items():
+        missing = {"bias", _AOL if layer == "aol" else "kernel", *["q"] * (layer == "sll")} - set(
+            row
+        )
+        if missing:
+            raise ValueError(f"state lacks '{name}.{min(missing)}'; the network is one of {layer}.")
     name = _AOL if layer == "aol" else "kernel"
     config = StudyNetConfig(
         layer=layer,
@@ -166,11 +182,43 @@ def _read_sll(arrays):
                 "'.bias' and '.q'."
             )
         found.setdefault(int(match[1]), {})[match[2]] = array
-    rows = [found[i] for i in sorted(found)]
-    convs = [row for row in rows if "kernel" in row]
-    denses = [row for row in rows if "weight" in row and "q" in row]
-    lasts = [row for row in rows if "weight" in row and "q" not in row]
+    kinds = {frozenset(names): kind for kind, names in _SLL.items()}
+    numbers = {kind: [] for kind in _SLL}
+    for i in sorted(found):
+        kind = kinds.get(frozenset(found[i]))
+        if kind is None:
+            raise ValueError(
+                f"state has of layer {i} only {sorted(found[i])}; a convolution has "
+                f"{_SLL['convolution']}, a dense layer {_SLL['dense layer']} and the last layer "
+                f"{_SLL['last layer']}."
+            )
+        numbers[kind].append(i)
+    for kind, places in numbers.items():
+        _check_spaced(kind, places)
+    if len(numbers["last layer"]) > 1 or (
+        numbers["last layer"] and max(found) in numbers["dense layer"]
+    ):
+        raise ValueError(
+            f"state has the last layer, with a weight and a bias alone, at {numbers['last layer']} of "
+            f"{sorted(found)}; it must be there once, at the end."
+        )
+    convs, denses, lasts = ([found[i] for i in places] for places in numbers.values())
     return convs, denses, (lasts[-1] if lasts else None), "sll"
+
+
+_SLL = {
+    "convolution": ["bias", "kernel", "q"],
+    "dense layer": ["bias", "q", "weight"],
+    "last layer": ["bias", "weight"],
+}
+
+
+def _check_spaced(what, places):
+    """Numbers rise evenly, by two where activations stand between; a gap is a layer that is missing."""
+    if len({b - a for a, b in zip(places, places[1:])}) > 1:
+        raise ValueError(
+            f"state has {what} numbered {places}, with a gap: parts of the checkpoint are missing."
+        )
 
 
 def _read_cpl(arrays):
@@ -184,6 +232,17 @@ def _read_cpl(arrays):
             rows.setdefault(int(match[2]), {})[key] = array
         elif match := re.search(r"last_last\.(weight|bias)$", name):
             last[match[1]] = array
+    for part, rows, names in (
+        ("stable_block", convs, {"kernel", "bias"}),
+        ("layers_linear", denses, {"weight", "bias"}),
+        ("last_last", {0: last} if last else {}, {"weight", "bias"}),
+    ):
+        _check_spaced(part, sorted(rows))
+        for i, row in rows.items():
+            if set(row) != names:
+                raise ValueError(
+                    f"state has of {part}, layer {i}, only {sorted(row)}; it must have {sorted(names)}."
+                )
     ordered = [[rows[i] for i in sorted(rows)] for rows in (convs, denses)]
     return *ordered, (last or None), "cpl"
 

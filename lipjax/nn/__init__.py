@@ -36,5 +36,6 @@ from lipjax.nn.layers import RescaledConv as RescaledConv
 from lipjax.nn.layers import RescaledDense as RescaledDense
 from lipjax.nn.layers import SLLConv as SLLConv
 from lipjax.nn.layers import SLLDense as SLLDense
+from lipjax.nn.monitor import orthogonality as orthogonality
 from lipjax.nn.storage import load_safetensors as load_safetensors
 from lipjax.nn.storage import save_safetensors as save_safetensors

@@ -38,6 +38,11 @@ class Constrained(nnx.Module):
         """The weights, made of the parameters if they are not there yet."""
         if self.explicit is not None:
             return self.explicit.get_value()
+        if self.free is None:
+            raise ValueError(
+                f"this {type(self).__name__} gave its parameters to the module that was made of it; "
+                "call that one."
+            )
         return self.constrain(self.free.get_value())
 
     def constrain_shared(self, params, mesh, axis):
@@ -52,6 +57,34 @@ class Constrained(nnx.Module):
     def _set(self, weights) -> None:
         self.explicit = Weights(weights)
         self.free = None
+
+
+def take_params(**named):
+    """The free parameters of layers, which from now on belong to the module that is made of them.
+
+    Raises:
+        ValueError: for one that is no layer, twice the same one, holds weights or gave its own away.
+    """
+    ((name, layers),) = named.items()
+    for i, layer in enumerate(layers):
+        kind = type(layer).__name__
+        if not isinstance(layer, Constrained):
+            raise ValueError(
+                f"{name} has {kind}; it must be a layer of lipjax.nn, such as SLLDense."
+            )
+        if layer.free is None:
+            why = "but weights" if layer.explicit is not None else "which it gave away"
+            raise ValueError(
+                f"{name} has {kind} that holds no free parameters, {why}; pass a new one."
+            )
+        if any(layer is other for other in layers[:i]):
+            raise ValueError(
+                f"{name} has the same layer ({kind}) twice; pass a new one for each place."
+            )
+    params = [layer.free.get_value() for layer in layers]
+    for layer in layers:
+        layer.free = None
+    return params
 
 
 def constrain(
@@ -124,7 +157,11 @@ def rounded(module: nnx.Module, dtype) -> nnx.Module:
     >>> bool(layer.bound().value < 1 + 1e-6 < rounded(layer, jnp.bfloat16).bound().value < 1.01)
     True
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
+    try:
+        floating = jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
         raise ValueError(f"dtype is {dtype!r}; it must be a floating type such as jnp.bfloat16.")
     module = nnx.clone(module)
     for _, layer in nnx.iter_modules(module):
@@ -147,6 +184,11 @@ def _through(array, dtype):
 
 
 def _require_free(module, name: str) -> None:
+    if isinstance(module, Constrained) and module.free is None and module.explicit is None:
+        raise ValueError(
+            f"module is {type(module).__name__}, which gave its parameters to the module that was made "
+            f"of it; {name} takes that one."
+        )
     for _, layer in nnx.iter_modules(module):
         if isinstance(layer, Constrained) and layer.explicit is not None:
             raise ValueError(
@@ -202,13 +244,11 @@ class Stack(Constrained):
                 f"make builds {type(layers[0]).__name__}; it must build a constrained layer of "
                 "lipjax.nn, such as SLLDense. Activations go into `between`."
             )
-        super().__init__(_stack([layer.free.get_value() for layer in layers]))
+        _check_alike(layers)
+        super().__init__(_stack(take_params(make=layers)))
         self.layer = layers[0]
-        self.layer.free = None
         self.depth = depth
-        if between is not None:
-            activations.one_lipschitz(between)
-        self.between = between
+        self.between = None if between is None else activations.named(between)
         self.unroll = unroll
 
     def constrain(self, params):
@@ -220,8 +260,14 @@ class Stack(Constrained):
         missing = -self.depth % mesh.shape[axis]
         filled = jax.tree.map(lambda p: jnp.concatenate([p, *[p[-1:]] * missing]), params)
         part = PartitionSpec(axis)
+        # Nothing is communicated, so there is nothing to check; the rules of custom derivatives inside
+        # are written for arrays without the types of such a check.
         make = jax.shard_map(
-            jax.vmap(self.layer.constrain), mesh=mesh, in_specs=part, out_specs=part
+            jax.vmap(self.layer.constrain),
+            mesh=mesh,
+            in_specs=part,
+            out_specs=part,
+            check_vma=False,
         )
         everywhere = NamedSharding(mesh, PartitionSpec())
         weights = jax.lax.with_sharding_constraint(make(filled), everywhere)
@@ -256,6 +302,19 @@ class Stack(Constrained):
         for one in _unstack(weights, self.depth):
             total = total * self.layer.bound_weights(one)
         return total
+
+
+def _check_alike(layers):
+    """Of the layers only the first is kept, so the others must be as it is."""
+    first = nnx.graphdef(layers[0])
+    shapes = jax.tree.map(jnp.shape, layers[0].free and layers[0].free.get_value())
+    for i, layer in enumerate(layers[1:], start=1):
+        same = jax.tree.map(jnp.shape, layer.free and layer.free.get_value()) == shapes
+        if not same or nnx.graphdef(layer) != first:
+            raise ValueError(
+                f"make builds a first layer and a layer {i} that differ in shape or options; in a Stack "
+                "all are alike. Call layers that differ one after the other, or use lipjax.nn.Chain."
+            )
 
 
 def _stack(trees):

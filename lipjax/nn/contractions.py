@@ -1,5 +1,7 @@
 """The contractions of `lipjax.layers` as Flax modules."""
 
+from collections.abc import Callable
+
 from flax import nnx
 
 from lipjax import _checks
@@ -17,7 +19,7 @@ from lipjax.layers import (
 )
 from lipjax.nn.constrained import Constrained
 from lipjax.nn.layers import _LinearConv, _LinearDense
-from lipjax.typing import Bound
+from lipjax.typing import Array, Bound
 
 
 class SpectralDense(_LinearDense):
@@ -26,10 +28,29 @@ class SpectralDense(_LinearDense):
     Args:
         in_features: Width of the input.
         out_features: Width of the output.
+        norm: `kernel -> float[]` to divide by in training, by default `gram_iteration`. With an estimate
+            from below, such as power iteration, training is not 1-Lipschitz; what `freeze` returns is.
+        num_iters: Gram products of the default.
         rngs: Random number generators.
     """
 
     module = normalized
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        norm: Callable[[Array], Array] | None = None,
+        num_iters: int = 6,
+        rngs: nnx.Rngs,
+    ):
+        _checks.integer(1, num_iters=num_iters)
+        super().__init__(in_features, out_features, rngs=rngs)
+        self.options = {"norm": norm, "num_iters": num_iters}
+
+    def freeze_params(self, params):
+        return normalized.freeze_dense(params)
 
 
 class SpectralConv(_LinearConv):
@@ -39,12 +60,35 @@ class SpectralConv(_LinearConv):
         in_features: Channels of the input.
         out_features: Channels of the output.
         kernel_size: Window, one integer or two.
+        norm: As in `SpectralDense`; the default holds for both paddings and every size.
+        num_iters: Gram products of the default.
         padding: `"zero"` or `"circular"`.
         strides: Step, one integer or two.
         rngs: Random number generators.
     """
 
     module = normalized
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        norm: Callable[[Array], Array] | None = None,
+        num_iters: int = 4,
+        padding: str = "zero",
+        strides: int | tuple[int, int] = 1,
+        rngs: nnx.Rngs,
+    ):
+        _checks.integer(1, num_iters=num_iters)
+        super().__init__(
+            in_features, out_features, kernel_size, padding=padding, strides=strides, rngs=rngs
+        )
+        self.options = {"norm": norm, "num_iters": num_iters}
+
+    def freeze_params(self, params):
+        return normalized.freeze_conv(params)
 
 
 class BjorckDense(_LinearDense):
@@ -179,23 +223,22 @@ class BCOPConv(Constrained):
         _checks.one_of(("zero", "circular"), padding=padding)
         options = {"kernel_size": kernel_size, "stride": stride}
         super().__init__(block.init_conv(rngs.params(), in_features, out_features, **options))
-        self.stride = stride
         self.padding = padding
 
     def constrain(self, params):
         return block.constrain_conv(params)
 
     def apply(self, weights, x):
-        return block.apply_conv(weights, x, stride=self.stride, padding=self.padding)
+        return block.apply_conv(weights, x, padding=self.padding)
 
     def linear(self, weights, x):
-        return block.linear_conv(weights, x, stride=self.stride, padding=self.padding)
+        return block.linear_conv(weights, x, padding=self.padding)
 
     def freeze_params(self, params):
         return block.freeze_conv(params)
 
     def bound_weights(self, weights) -> Bound:
-        return block.bound(weights, stride=self.stride)
+        return block.bound(weights)
 
 
 class SOCConv(Constrained):

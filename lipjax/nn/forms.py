@@ -10,24 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lipjax.layers import activations, forms
-from lipjax.nn.constrained import Constrained
+from lipjax.nn.constrained import Constrained, take_params
 from lipjax.typing import Bound
 
 
-class _Wrapped(Constrained):
-    """A layer made of another one, whose parameters it takes over."""
-
-    def __init__(self, layer: Constrained, params):
-        if layer.free is None:
-            raise ValueError(
-                f"layer is a {type(layer).__name__} that holds no free parameters; pass a new one."
-            )
-        super().__init__(params)
-        self.layer = layer
-        self.layer.free = None
-
-
-class Residual(_Wrapped):
+class Residual(Constrained):
     """`x - 2 A s(A^T x + b)` for any contraction `x -> A^T x + b`.
 
     Args:
@@ -51,8 +38,9 @@ class Residual(_Wrapped):
                 f"layer is a {type(layer).__name__}; it must be a linear layer, such as CayleyDense "
                 "or AOLConv."
             )
-        super().__init__(layer, layer.free and layer.free.get_value())
-        self.activation = activation
+        super().__init__(*take_params(layer=[layer]))
+        self.layer = layer
+        self.activation = activations.named(activation)
 
     def constrain(self, params):
         return self.layer.constrain(params)
@@ -72,8 +60,9 @@ class Chain(Constrained):
     """Layers one after the other, as one layer: for a `Stack` of pairs, or a part of a network.
 
     Args:
-        layers: Layers of `lipjax.nn`, or 1-Lipschitz activations by name. The parameters of the layers
-            become those of this module.
+        layers: Layers of `lipjax.nn`, or activations by name or as modules such as `MaxMin()`, which are
+            divided by their Lipschitz constant if above 1. The parameters of the layers become those
+            of this module.
 
     Guarantee: the product of the layers' bounds.
 
@@ -84,22 +73,16 @@ class Chain(Constrained):
     ((2, 6), 'upper')
     """
 
-    def __init__(self, *layers: Constrained | str):
+    def __init__(self, *layers):
         if not layers:
             raise ValueError("layers is empty; it must hold at least one layer.")
+        names = tuple(
+            None if isinstance(layer, Constrained) else activations.named(layer) for layer in layers
+        )
         inner = [layer for layer in layers if isinstance(layer, Constrained)]
-        for layer in layers:
-            if not isinstance(layer, Constrained):
-                activations.one_lipschitz(layer)
-            elif layer.free is None:
-                raise ValueError(
-                    f"layers has a {type(layer).__name__} that holds no free parameters; pass a new one."
-                )
-        super().__init__(tuple(layer.free.get_value() for layer in inner))
-        for layer in inner:
-            layer.free = None
+        super().__init__(tuple(take_params(layers=inner)))
         self.inner = nnx.List(inner)
-        self.names = tuple(None if isinstance(layer, Constrained) else layer for layer in layers)
+        self.names = names
 
     def constrain(self, params):
         return tuple(layer.constrain(p) for layer, p in zip(self.inner, params))
@@ -124,7 +107,7 @@ class Chain(Constrained):
         return total
 
 
-class ConvexMix(_Wrapped):
+class ConvexMix(Constrained):
     """`g x + (1 - g) layer(x)` with a learned `g = sigmoid(logit)`, which starts at one half.
 
     Args:
@@ -139,7 +122,9 @@ class ConvexMix(_Wrapped):
     """
 
     def __init__(self, layer: Constrained):
-        super().__init__(layer, layer.free and (layer.free.get_value(), jnp.zeros(())))
+        (params,) = take_params(layer=[layer])
+        super().__init__((params, jnp.zeros(())))
+        self.layer = layer
 
     def constrain(self, params):
         return self.layer.constrain(params[0]), params[1]
@@ -157,4 +142,6 @@ class ConvexMix(_Wrapped):
 
     def bound_weights(self, weights) -> Bound:
         bound = self.layer.bound_weights(weights[0])
+        if bool(jnp.isnan(weights[1])):
+            return Bound(float("inf"), "upper")
         return Bound(max(1.0, float(bound.value)) * (1 + 1e-6), bound.kind)

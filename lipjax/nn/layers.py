@@ -342,6 +342,7 @@ class NormalizedHead(_LinearDense):
     """
 
     module = head
+    linear = None  # no contraction, so in no residual form
 
     def __init__(self, in_features: int, num_classes: int, *, rngs: nnx.Rngs):
         super().__init__(in_features, num_classes, rngs=rngs)

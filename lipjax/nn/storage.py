@@ -30,7 +30,7 @@ def save_safetensors(path, module: nnx.Module) -> None:
     """
     from safetensors.numpy import save_file
 
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named(module).items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in _named(module).items()}
     path = Path(path)
     part = path.with_name(path.name + ".part")
     try:

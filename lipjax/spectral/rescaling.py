@@ -230,7 +230,7 @@ def dominating_diagonal(matrix: Array, *, num_iters: int = 1, log_q: Array | Non
     symmetric = (powers.value + _transpose(powers.value)) / 2
     row_sums = einsum("...ij,...j->...i", safe_abs(symmetric), weights)
     t = powers.unwind(row_sums, cols, weights, rows * cols, alive)
-    return times_square(_or_frobenius(t, size, 1, alive), unscale)
+    return times_square(_or_frobenius(t, size, 1, alive, weights), unscale)
 
 
 @functools.partial(jax.jit, static_argnames="num_iters")
@@ -290,18 +290,18 @@ def conv_dominating_diagonal(
         sums = _abs_sums(symmetric, weights)
         lags = math.prod(powers.value.shape[:-2])
     t = powers.unwind(sums, lags + cols, weights, taps * kernel.size, alive)
-    return times_square(_or_frobenius(t, size, taps, alive), scale)
+    return times_square(_or_frobenius(t, size, taps, alive, weights), scale)
 
 
-def _or_frobenius(t, size, taps, alive):
+def _or_frobenius(t, size, taps, alive, weights):
     """The same `t` for all, the squared Frobenius norm, where the proved rounding left none.
 
     Not entry by entry: of two diagonals that dominate, the smaller entries need not. `size` is the
-    sum of the absolute values over the taps.
+    sum of the absolute values over the taps. Weights that are NaN stay seen.
     """
     roundings = 2 * taps + size.shape[-2] * size.shape[-1] + 2
     total = round_up(jnp.sum(jnp.square(size), axis=(-2, -1)), roundings)
-    lost = jnp.isfinite(total) & ~jnp.isfinite(t).all(-1)
+    lost = jnp.isfinite(total) & jnp.isfinite(weights).all(-1) & ~jnp.isfinite(t).all(-1)
     instead = jnp.where(alive, total[..., None], 0)
     return jnp.where(lost[..., None], lax.stop_gradient(instead), t)
 

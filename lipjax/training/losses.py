@@ -343,8 +343,9 @@ def logit_annealing(
     [0.027, 0.0]
     """
     _checks.nonnegative(beta=beta)
-    entropy = _tempered(logits, label, offset, temperature)
-    missing = -jnp.expm1(-entropy)  # 1 - p
+    # Rounding leaves entropies below 0 where logits are large.
+    entropy = jnp.maximum(_tempered(logits, label, offset, temperature), 0)
+    missing = -jnp.expm1(-jnp.where(entropy < 50, entropy, 50.0))  # 1 - p, and 1 beyond
     some = missing > 0
     weight = jnp.where(some, jnp.where(some, missing, 1) ** beta, jnp.where(beta == 0, 1.0, 0.0))
     return _nan_unless_valid(temperature * (weight * entropy), label, logits.shape[0])
@@ -356,8 +357,12 @@ def _tempered(logits, label, offset, temperature):
     _checks.nonnegative(offset=offset)
     _checks.positive(temperature=temperature)
     handicap = offset * jax.nn.one_hot(label, logits.shape[0], dtype=logits.dtype)
+    # The largest is taken off before the division: compilers that fuse a division with a difference
+    # leave the rounding of the one in the other, and its exponential is infinite for large logits.
+    shifted = logits - handicap
+    shifted = shifted - jax.lax.stop_gradient(jnp.max(shifted))
     return optax.losses.softmax_cross_entropy_with_integer_labels(
-        (logits - handicap) / temperature, _clipped(label, logits.shape[0])
+        shifted / temperature, _clipped(label, logits.shape[0])
     )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipjax.layers import block
+from lipjax.layers import block, forms, sandwich
 from tests import oracles
 
 RNG = np.random.default_rng(0)
@@ -44,14 +44,14 @@ def test_strided_kernels_are_orthogonal(kernel_size, stride):
     )
     weights = block.constrain_conv(params)
     size = (2 * stride, 3 * stride)
-    values = oracles.singular_values(operator(weights, size, padding="circular", stride=stride))
+    values = oracles.singular_values(operator(weights, size, padding="circular"))
     np.testing.assert_allclose(values, 1, atol=1e-5)
     for other in (size, (5, 7)):
-        norm = oracles.norm(operator(weights, other, padding="zero", stride=stride))
+        norm = oracles.norm(operator(weights, other, padding="zero"))
         assert norm <= 1 + 1e-6
-    assert float(block.bound(weights, stride=stride).value) <= 1 + 1e-4
+    assert float(block.bound(weights).value) <= 1 + 1e-4
     frozen = block.freeze_conv(params)
-    assert float(block.bound(frozen, stride=stride).value) <= 1 + 1e-5
+    assert float(block.bound(frozen).value) <= 1 + 1e-5
     np.testing.assert_allclose(frozen.kernel, weights.kernel, atol=1e-5)
 
 
@@ -60,12 +60,31 @@ def test_sizes_that_the_stride_does_not_divide_are_refused_where_they_would_expa
         block.init_conv(jax.random.key(0), 2, 8, kernel_size=2, stride=2)
     )
     with pytest.raises(ValueError, match="multiples of the stride 2"):
-        block.apply_conv(weights, jnp.ones((5, 4, 2)), padding="circular", stride=2)
+        block.apply_conv(weights, jnp.ones((5, 4, 2)), padding="circular")
     from lipjax.layers._convolution import convolve
 
     fn = lambda x: convolve(x, weights.kernel, padding="circular", strides=2)  # noqa: E731
     jacobian = np.asarray(jax.jacobian(fn)(jnp.zeros((5, 4, 2)))).reshape(-1, 40)
     assert oracles.norm(jacobian) > 1.3  # the negative control: what is refused does expand
+
+
+def test_strided_weights_keep_their_stride():
+    """Applied without it they expand, so nothing takes them that would."""
+    weights = block.constrain_conv(
+        block.init_conv(jax.random.key(0), 2, 8, kernel_size=2, stride=2)
+    )
+    assert block.apply_conv(weights, jnp.ones((4, 4, 2))).shape == (2, 2, 8)
+    unstrided = operator(forms.linear(weights.kernel, weights.bias), (4, 4))
+    assert oracles.norm(unstrided) > 1.3  # the negative control
+    for use in (
+        forms.as_residual,
+        lambda w: forms.linear_conv(w, jnp.ones((4, 4, 2))),
+        sandwich.of_contraction,
+    ):
+        with pytest.raises(ValueError, match="weights is a .*Strided"):
+            use(weights)
+    with pytest.raises(ValueError, match="weights is a .*Params"):
+        block.apply_conv(block.init_conv(jax.random.key(0), 2, 2), jnp.ones((4, 4, 2)))
 
 
 def test_projections_that_are_off_make_a_contraction_still():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lipjax.layers import householder
+from tests import oracles
 
 RNG = np.random.default_rng(0)
 
@@ -41,6 +42,14 @@ def test_zero_vectors_reflect_nothing_with_finite_gradients():
     assert (
         householder.constrain_dense(params._replace(kernel=jnp.zeros((5, 3)))).kernel == jnp.eye(5)
     ).all()
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_many_random_reflections_keep_norms(size):
+    """Without the last step the rounding of the triangular factor makes 1.00016 of 256."""
+    weights = householder.constrain_dense(householder.init_dense(jax.random.key(0), size, size))
+    values = oracles.singular_values(weights.kernel)
+    np.testing.assert_allclose(values, 1, atol=2e-6)
 
 
 def test_determinant_is_the_parity_of_the_reflections():

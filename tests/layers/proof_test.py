@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from lipjax.layers import activations, aol, cayley, forms, proof, sandwich, skew, sll
+from lipjax import nn
+from lipjax.layers import activations, aol, block, cayley, forms, head, proof, sandwich, skew, sll
 from lipjax.layers._convolution import add_bias, convolve
 from tests import oracles
 
@@ -32,6 +34,15 @@ ROWS = {
         (3, 4, 2),
         {},
     ),
+    "aol strided": (aol.apply_conv, made(aol, "conv", 2, 3), (4, 6, 2), {"strides": 2}),
+    "block conv": (block.apply_conv, made(block, "conv", 2, 3), (4, 4, 2), {}),
+    "block strided": (
+        block.apply_conv,
+        block.constrain_conv(block.init_conv(KEY, 2, 8, kernel_size=4, stride=2)),
+        (4, 6, 2),
+        {"padding": "circular"},
+    ),
+    "skew order 8": (skew.apply_conv, made(skew, "conv", 2, 2), (3, 3, 2), {"order": 8}),
     "skew conv": (skew.apply_conv, made(skew, "conv", 2, 2), (3, 3, 2), {}),
     "sandwich dense": (sandwich.apply_dense, made(sandwich, "dense", 4, 3), (4,), {}),
     "sandwich conv": (
@@ -99,11 +110,48 @@ def test_code_that_computes_something_else_is_found():
     assert "mismatch with its matrices 0." in message
 
 
+def test_an_order_that_expands_is_found():
+    """A rotation of every pixel by one radian, whose series of five terms is longer than 1."""
+    kernel = np.zeros((3, 3, 2, 2), np.float32)
+    kernel[1, 1] = [[0, 1], [-1, 0]]
+    weights = skew.constrain_conv(skew.Params(kernel, jnp.zeros(2)))
+    refused(skew.apply_conv, weights, (3, 3, 2), order=5)
+
+
+@pytest.mark.parametrize(
+    "weights,word",
+    [
+        (head.constrain_dense(head.init_dense(KEY, 4, 3)), "weights is a Params"),
+        (nn.SLLDense(4, 3, rngs=nnx.Rngs(0)), r"weights is a SLLDense.*its weights\(\)"),
+    ],
+)
+def test_what_no_layer_makes_is_named(weights, word):
+    with pytest.raises(ValueError, match=word):
+        proof.prove(KEY, sll.apply_dense, weights, (4,))
+
+
+def test_strides_of_layers_that_have_none_are_named():
+    with pytest.raises(ValueError, match="strides is .2, 2. for a Residual"):
+        proof.prove(KEY, *ROWS["sll conv"][:3], strides=2)
+
+
 def test_orthogonality_is_what_the_almost_orthogonal_layer_keeps():
     for shape in ((7, 4), (4, 7)):
         kernel = jnp.asarray(RNG.normal(size=shape), jnp.float32)
         weights = aol.constrain_dense(aol.Params(kernel, jnp.zeros(shape[1])))
         kept = np.mean(oracles.singular_values(weights.kernel) ** 2)
+        np.testing.assert_allclose(np.mean(proof.orthogonality(kernel)), kept, rtol=1e-4)
+    for shape in (
+        (3, 3, 4, 2),
+        (2, 5, 3),
+    ):  # a convolution: over all frequencies of a circular image
+        kernel = jnp.asarray(RNG.normal(size=shape), jnp.float32)
+        if shape[-2] < shape[-1]:
+            kernel = jnp.swapaxes(kernel, -1, -2)
+        weights = aol.constrain_conv(aol.Params(kernel, jnp.zeros(kernel.shape[-1])))
+        size = (7,) * (kernel.ndim - 2)
+        symbol = np.fft.fftn(np.asarray(weights.kernel), size, axes=range(kernel.ndim - 2))
+        kept = np.mean(np.linalg.svd(symbol, compute_uv=False) ** 2)
         np.testing.assert_allclose(np.mean(proof.orthogonality(kernel)), kept, rtol=1e-4)
     q = np.linalg.qr(RNG.normal(size=(6, 3)))[0].astype(np.float32)
     np.testing.assert_allclose(proof.orthogonality(q * np.float32([1, 5, 1e-3])), 1, atol=1e-3)

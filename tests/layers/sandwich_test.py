@@ -86,5 +86,8 @@ def test_wrong_weights_are_refused():
         sandwich.of_contraction(square)
     with pytest.raises(ValueError, match="must be what constrain_dense of a contraction"):
         sandwich.of_contraction(sll.constrain_dense(sll.init_dense(jax.random.key(0), 7, 3)))
+    taps = bjorck.Linear(jnp.ones((3, 3, 4, 2)) / 100, jnp.zeros(2), jnp.zeros(2))
+    with pytest.raises(ValueError, match="one matrix per frequency"):  # taps are no frequencies
+        sandwich.of_contraction(taps)
     with pytest.raises(ValueError, match="Sandwich"):
         sandwich.apply_dense(square, jnp.ones(3))

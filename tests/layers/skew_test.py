@@ -1,5 +1,7 @@
 """Exponentials of skew maps: exact orthogonality, and which Taylor orders contract."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,39 @@ def test_windows_without_a_centre_are_refused():
     with pytest.raises(ValueError, match="order is 0"):
         weights = skew.constrain_conv(skew.init_conv(jax.random.key(0), 2, 2))
         skew.apply_conv(weights, jnp.ones((4, 4, 2)), order=0)
+
+
+def test_even_windows_made_by_hand_are_refused_since_they_expand():
+    kernel = jnp.array([1.0, -1.0]).reshape(2, 1, 1)
+    for refused in (
+        lambda: skew.constrain_conv(skew.Params(kernel, jnp.zeros(1))),
+        lambda: skew.freeze_conv(skew.Params(kernel, jnp.zeros(1))),
+        lambda: skew.bound(skew.Skew(kernel, jnp.zeros(1))),
+        lambda: skew.apply_conv(skew.Skew(kernel, jnp.zeros(1)), jnp.ones((8, 1))),
+    ):
+        with pytest.raises(
+            ValueError, match=r"kernel has shape \(2, 1, 1\); the window must be odd"
+        ):
+            refused()
+    x = np.eye(8)  # the negative control: the sum that is refused
+    part = (np.asarray(kernel)[:, 0, 0] - np.asarray(kernel)[::-1, 0, 0]) / 2
+    shift = part[0] * x + part[1] * np.roll(x, 1, axis=0)
+    powers = [np.linalg.matrix_power(shift, j) / float(math.factorial(j)) for j in range(5)]
+    assert oracles.norm(sum(powers)) > 2
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e10, 1e20, 3e38])
+@pytest.mark.parametrize("diagonal", [0.0, 1.0])
+def test_gradients_are_finite_for_tiny_and_huge_kernels(size, diagonal):
+    kernel = jnp.array([[diagonal, size], [0.0, diagonal]])
+
+    def entry(kernel):
+        return skew.constrain_dense(skew.Params(kernel, jnp.zeros(2))).kernel[0, 1]
+
+    slope = jax.grad(entry)(kernel)
+    assert np.isfinite(slope).all()
+    if size < 1:
+        np.testing.assert_allclose(slope, [[0, 0.5], [-0.5, 0]], atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype,error", [("float32", 3e-6), ("float64", 1e-14)])

@@ -151,13 +151,19 @@ def test_negative_control_features_in_the_other_order_are_another_function():
 @pytest.mark.parametrize(
     "change,word",
     [
-        (lambda s: s.pop("7.weight"), "no normalized last layer"),
+        (lambda s: (s.pop("7.weight"), s.pop("7.bias")), "no normalized last layer"),
+        (lambda s: s.pop("7.weight"), "of layer 7 only"),
         (
             lambda s: s.update({"2.kernel": normal(HIDDEN + 1, WIDTH, 3, 3)}),
             "kernel of convolution 1",
         ),
         (lambda s: s.update({"conv1.gamma": normal(3)}), "the name 'conv1.gamma'"),
         (lambda s: s.update({"5.weight": normal(INNER)}), "'weight' has shape"),
+        (lambda s: s.pop("2.kernel"), r"of layer 2 only \['bias', 'q'\]"),
+        (lambda s: s.pop("6.q"), "once, at the end"),
+        (lambda s: s.pop("1.bias"), "of layer 1 only"),
+        (lambda s: s.pop("7.bias"), "of layer 7 only"),
+        (lambda s: s.update({f"9.{k}": s[f"6.{k}"] for k in ("weight", "bias", "q")}), "gap|once"),
         (lambda s: s.clear(), "no layers"),
     ],
 )
@@ -168,6 +174,25 @@ def test_what_does_not_fit_is_named(change, word):
         pytorch.from_state_dict(state, image_shape=(SIZE, SIZE, 3))
     with pytest.raises(ValueError, match="image_shape is"):
         pytorch.from_state_dict(sll_state(), image_shape=(16, 16, 3))
+
+
+@pytest.mark.parametrize(
+    "change,word",
+    [
+        (lambda s: s.pop("stable_block.0.bias"), "stable_block, layer 0, only .'kernel'"),
+        (lambda s: s.pop("layers_linear.2.weights"), "layers_linear, layer 2, only .'bias'"),
+        (lambda s: s.pop("last_last.bias"), "last_last, layer 0, only .'weight'"),
+        (
+            lambda s: s.update({k.replace(".1.", ".3."): s[k] for k in list(s) if ".1." in k}),
+            "with a gap",
+        ),
+    ],
+)
+def test_what_cpl_lacks_is_named(change, word):
+    state = {k: v for k, v in cpl_state().items() if not k.startswith("base")}
+    change(state)
+    with pytest.raises(ValueError, match=word):
+        pytorch.from_state_dict(state, image_shape=(SIZE, SIZE, 3))
 
 
 def test_a_state_dict_of_torch_itself():
@@ -287,12 +312,17 @@ def test_networks_of_the_study_are_the_published_functions(layer, prefix):
 @pytest.mark.parametrize(
     "change,word",
     [
-        (lambda s: s.update({"Block3.0.bias": normal(3)}), "kernel of Block2.0 and on"),
+        (lambda s: s.update({"Block3.0.bias": normal(3)}), "2 layers in Block1 and 1 in Block3"),
+        (
+            lambda s: s.update({"Block2.6.bias": normal(8), "Block2.6.kernel": normal(8, 8, 1, 1)}),
+            "Block2 numbered .0, 2, 6.",
+        ),
+        (lambda s: s.pop("Block2.2.bias"), "lacks 'Block2.2.bias'"),
         (lambda s: s.update({"Block9.0.bias": normal(3)}), "the blocks .1, 2, 9."),
         (lambda s: s.update({"Stem.bias": normal(3)}), "the name 'Stem.bias'"),
         (lambda s: s.update({"Block1.2.kernel": normal(4, 4, 5, 5)}), "kernel of Block1.0 and on"),
         (lambda s: s.pop("FirstConv.kernel"), "only the study's networks of AOL"),
-        (lambda s: s.pop("ClassificationHead.0.kernel"), "a layer of"),
+        (lambda s: s.pop("ClassificationHead.0.kernel"), "lacks 'ClassificationHead.0.kernel'"),
     ],
 )
 def test_states_that_are_no_network_of_the_study_are_named(change, word):

@@ -8,6 +8,7 @@ from flax import nnx
 
 from lipjax import nn
 from lipjax.layers import activations
+from tests.nn import modules
 
 
 def stack(depth=3, **options):
@@ -80,6 +81,43 @@ def test_functions_of_unknown_slope_between_layers_are_refused():
         stack(between=lambda x: 5 * x)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        lambda i: dict(padding=("zero", "circular")[i]),
+        lambda i: dict(strides=1 + i),
+        lambda i: dict(kernel_size=3 + 2 * i),
+        lambda i: dict(side=("input", "output")[i]),
+    ],
+)
+def test_layers_that_differ_are_no_stack(options):
+    """Of the layers only the first is kept: the others would silently become like it."""
+    numbers = iter(range(2))
+    with pytest.raises(ValueError, match="a first layer and a layer 1 that differ"):
+        nn.Stack(
+            lambda rngs: nn.AOLConv(2, 2, **options(next(numbers)), rngs=rngs), 2, rngs=nnx.Rngs(0)
+        )
+
+
+def test_parameters_belong_to_one_module():
+    layer = nn.AOLDense(4, 4, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="same layer .AOLDense. twice"):
+        nn.Stack(lambda rngs: layer, 2, rngs=nnx.Rngs(0))
+    assert layer(jnp.ones((1, 4))).shape == (1, 4)  # what was refused took nothing
+    nn.Residual(layer)
+    for use in (lambda: layer(jnp.ones((1, 4))), layer.bound):
+        with pytest.raises(ValueError, match="this AOLDense gave its parameters"):
+            use()
+    for use in (nn.freeze, nn.constrain):
+        with pytest.raises(ValueError, match="module is AOLDense, which gave its parameters"):
+            use(layer)
+    with pytest.raises(ValueError, match="no free parameters, which it gave away"):
+        nn.ConvexMix(layer)
+    frozen = nn.freeze(nn.AOLDense(4, 4, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="no free parameters, but weights"):
+        nn.Stack(lambda rngs: frozen, 1, rngs=nnx.Rngs(0))
+
+
 def test_bad_depth_is_named():
     with pytest.raises(ValueError, match="depth is 0"):
         stack(0)
@@ -116,8 +154,14 @@ def test_rounding_what_is_free_or_to_integers_is_refused():
     layer = nn.CayleyConv(2, 2, input_size=4, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="free parameters.*CayleyConv"):
         nn.rounded(layer, jnp.bfloat16)
-    with pytest.raises(ValueError, match="dtype is"):
-        nn.rounded(nn.freeze(layer), jnp.int8)
+    for dtype in (jnp.int8, "bf16"):
+        with pytest.raises(ValueError, match="dtype is"):
+            nn.rounded(nn.freeze(layer), dtype)
+    dense = nn.freeze(nn.AOLDense(4, 4, rngs=nnx.Rngs(0)))
+    cast = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), dense)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        with pytest.raises(ValueError, match="weights have dtype bfloat16.*lipjax.nn.rounded"):
+            cast(jnp.ones((1, 4), dtype))
     assert float(nn.rounded(nn.freeze(layer), jnp.float16).bound().value) > 1 + 1e-5
     with pytest.raises(ValueError, match="bfloat16"):
         nn.freeze(layer)(jnp.ones((1, 4, 4, 2), jnp.bfloat16))
@@ -148,6 +192,28 @@ def test_devices_share_the_constraint(depth):
     want = jax.jit(jax.grad(loss))(wide)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", modules.LAYERS)
+@pytest.mark.parametrize("shape", [(8,), (2, 4)])
+def test_devices_share_the_constraint_of_every_layer_with_its_gradient(name, shape):
+    """Custom derivatives inside, also on a mesh with a second axis that holds copies."""
+    axes = ("data", "model")[: len(shape)]
+    auto = (jax.sharding.AxisType.Auto,) * len(shape)
+    mesh = jax.make_mesh(shape, axes, axis_types=auto)
+    deep = nn.Stack(modules.LAYERS[name], 3, rngs=nnx.Rngs(0))
+    replicated = jax.device_put(
+        deep, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    )
+    x = np.random.default_rng(0).normal(size=(2, *modules.sample(name))).astype(np.float32)
+
+    def loss(module, **options):
+        return jnp.mean(nn.constrain(module, **options)(x) ** 2)
+
+    got = jax.jit(jax.value_and_grad(lambda m: loss(m, mesh=mesh, axis="data")))(replicated)
+    want = jax.jit(jax.value_and_grad(loss))(deep)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("options", [dict(axis="data"), dict(mesh=True), dict(mesh=True, axis="x")])

@@ -7,44 +7,24 @@ import pytest
 from flax import nnx
 
 from lipjax import nn
+from tests.nn import modules
 
 RNG = np.random.default_rng(0)
-DENSE = {
-    name: lambda rngs, name=name: getattr(nn, name)(6, 6, rngs=rngs)
-    for name in (
-        "SpectralDense BjorckDense CayleyDense HouseholderDense QRDense CholeskyDense SkewDense "
-        "AOLDense RescaledDense"
-    ).split()
-} | {"ReflectorDense": lambda rngs: nn.ReflectorDense(6, rngs=rngs)}
-CONV = {
-    "SpectralConv": lambda rngs: nn.SpectralConv(3, 3, rngs=rngs),
-    "AOLConv": lambda rngs: nn.AOLConv(3, 3, rngs=rngs),
-    "BCOPConv": lambda rngs: nn.BCOPConv(3, 3, rngs=rngs),
-    "SOCConv": lambda rngs: nn.SOCConv(3, 3, rngs=rngs),
-    "CayleyConv": lambda rngs: nn.CayleyConv(3, 3, input_size=(4, 5), rngs=rngs),
-    "ReflectorConv": lambda rngs: nn.ReflectorConv(3, input_size=(4, 5), rngs=rngs),
-}
-SANDWICH = {
-    "SandwichDense": lambda rngs: nn.SandwichDense(6, 6, rngs=rngs),
-    "SandwichConv": lambda rngs: nn.SandwichConv(3, 3, input_size=(4, 5), rngs=rngs),
-}
-LINEAR = DENSE | CONV
 
 
 def batch(name):
-    shape = (2, 4, 5, 3) if name in CONV or name == "SandwichConv" else (2, 6)
-    return RNG.normal(size=shape).astype(np.float32)
+    return RNG.normal(size=(2, *modules.sample(name))).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", LINEAR | SANDWICH)
+@pytest.mark.parametrize("name", [n for n in modules.LAYERS if n != "NormalizedHead"])
 def test_one_function_free_constrained_and_frozen(name):
-    module, x = (LINEAR | SANDWICH)[name](nnx.Rngs(0)), batch(name)
+    module, x = modules.make(name), batch(name)
     expected = jax.jit(lambda m, x: m(x))(module, x)
     for copy in (nn.constrain(module), nn.freeze(module)):
         np.testing.assert_allclose(jax.jit(lambda m, x: m(x))(copy, x), expected, atol=5e-3)
         bound = copy.bound()
         assert bound.kind == "upper" and float(bound.value) <= 1 + 1e-5
-    gradient = jax.jit(jax.grad(lambda m: (m(x) ** 2).sum()))(module)
+    gradient = jax.jit(jax.grad(lambda m: (m(x) ** 3).sum()))(module)
     leaves = jax.tree.leaves(gradient)
     assert all(np.isfinite(leaf).all() for leaf in leaves) and any(leaf.any() for leaf in leaves)
 
@@ -68,3 +48,25 @@ def test_widths_may_be_named():
     rngs = nnx.Rngs(0)
     for module in (nn.AOLDense, nn.BjorckDense, nn.HouseholderDense, nn.SandwichDense):
         assert module(in_features=4, out_features=3, rngs=rngs)(jnp.ones((2, 4))).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", modules.LAYERS)
+def test_batches_may_be_empty(name):
+    module, shape = modules.make(name), modules.sample(name)
+    assert module(jnp.ones((0, *shape))).shape == (0, *shape)
+
+
+def test_what_divides_in_training_may_be_chosen_and_frozen_weights_are_sound():
+    """An estimate from below makes layers that expand a little until they are frozen."""
+    too_small = lambda kernel: 0.9 * jnp.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), 2)  # noqa: E731
+    for module in (nn.SpectralDense, nn.SpectralConv):
+        layer = module(20, 20, norm=too_small, rngs=nnx.Rngs(0))
+        assert float(layer.bound().value) > 1.1
+        assert float(nn.freeze(layer).bound().value) <= 1 + 1e-5
+        kernel = RNG.normal(size=layer.free.get_value().kernel.shape).astype(np.float32)
+        bounds = []
+        for num_iters in (1, 8):
+            other = module(20, 20, num_iters=num_iters, rngs=nnx.Rngs(0))
+            other.free = nnx.Param(other.free.get_value()._replace(kernel=jnp.asarray(kernel)))
+            bounds.append(float(other.bound().value))
+        assert bounds[0] < 0.995 < bounds[1] <= 1 + 1e-5  # more products, less slack

@@ -8,15 +8,16 @@ from flax import nnx
 
 from lipjax import nn
 from tests import oracles
-from tests.nn.contractions_test import LINEAR, RNG, batch
+from tests.nn import modules
+from tests.nn.contractions_test import RNG, batch
 
 jitted = jax.jit(lambda module, x: module(x))
 MIXED = [("CayleyDense", nn.ConvexMix), ("SOCConv", nn.ConvexMix)]
 
 
-@pytest.mark.parametrize("name,form", [(name, nn.Residual) for name in LINEAR] + MIXED)
+@pytest.mark.parametrize("name,form", [(name, nn.Residual) for name in modules.LINEAR] + MIXED)
 def test_every_contraction_in_every_form(name, form):
-    module, x = form(LINEAR[name](nnx.Rngs(0))), batch(name)
+    module, x = form(modules.make(name)), batch(name)
     frozen = nn.freeze(module)
     np.testing.assert_allclose(jitted(frozen, x), jitted(module, x), atol=1e-2)
     assert float(frozen.bound().value) <= 1 + 1e-5
@@ -68,12 +69,32 @@ def test_chains_with_learnt_activations_go_into_stacks(order):
     assert all(leaf.any() and np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+def test_activations_in_chains_may_be_modules():
+    x = RNG.normal(size=(2, 6)).astype(np.float32)
+    for module, name in ((nn.MaxMin(), "max_min"), (nn.FullSort(), "full_sort")):
+        a, b = (nn.Chain(nn.AOLDense(6, 6, rngs=nnx.Rngs(0)), s) for s in (module, name))
+        np.testing.assert_array_equal(a(x), b(x))
+    chain = nn.Chain(nn.GroupSort(3), nn.AOLDense(6, 6, rngs=nnx.Rngs(0)), nn.GroupSort(3))
+    y = np.asarray(nn.freeze(chain)(x)).reshape(2, 2, 3)
+    assert (np.diff(y) >= 0).all()
+    layer = nn.AOLDense(6, 6, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="layers has the same layer .AOLDense. twice"):
+        nn.Chain(layer, layer)
+
+
+def test_a_mix_whose_share_is_no_number_has_no_bound():
+    mix = nn.freeze(nn.ConvexMix(nn.AOLDense(4, 4, rngs=nnx.Rngs(0))))
+    mix.explicit = type(mix.explicit)((mix.weights()[0], jnp.array(jnp.nan)))
+    assert mix.bound().value == np.inf
+
+
 def test_what_does_not_fit_is_refused():
     rngs = nnx.Rngs(0)
     for make, word in (
         (lambda: nn.Residual(nn.SandwichConv(3, 3, input_size=4, rngs=rngs)), "linear layer"),
         (lambda: nn.Residual(nn.SLLDense(4, 4, rngs=rngs)), "linear layer"),
         (lambda: nn.Residual(nn.CayleyDense(4, 4, rngs=rngs), activation="abs"), "slope goes down"),
+        (lambda: nn.Residual(nn.NormalizedHead(4, 3, rngs=rngs)), "linear layer"),
         (lambda: nn.ConvexMix(nn.freeze(nn.CayleyDense(4, 4, rngs=rngs))), "no free parameters"),
         (lambda: nn.ConvexMix(nn.CayleyDense(4, 3, rngs=rngs))(jnp.ones((1, 4))), "keep it"),
         (lambda: nn.Chain(), "layers is empty"),

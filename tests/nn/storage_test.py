@@ -8,6 +8,7 @@ from flax import nnx
 
 from lipjax import nn
 from lipjax.models import ConvNetConfig, LipschitzConvNet
+from tests.nn import modules
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
@@ -32,6 +33,19 @@ def test_what_was_written_comes_back(make, tmp_path):
     np.testing.assert_array_equal(again(x), first(x))
     assert again.bound().value == first.bound().value
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", modules.LAYERS)
+def test_every_layer_comes_back(name, tmp_path):
+    """Scalars, complex weights and all: shapes and numbers are those that were written."""
+    path = tmp_path / "layer.safetensors"
+    for state in (lambda m: m, nn.freeze):
+        layer, other = state(modules.make(name)), state(modules.make(name, seed=1))
+        nn.save_safetensors(path, layer)
+        again = nn.load_safetensors(path, other)
+        pairs = list(zip(jax.tree.leaves(again), jax.tree.leaves(layer), strict=True))
+        assert all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
+        assert all((np.asarray(a) == np.asarray(b)).all() for a, b in pairs)
 
 
 def test_other_programs_can_read_the_names(tmp_path):
