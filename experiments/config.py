@@ -223,7 +223,9 @@ class HybridConfig:
         _checks.within(0.0, 0.9, hold_out=self.hold_out)
 
 
-HYBRID_MEASURED = ("alpha", "budget", "max_edits", "radii", "examples", "num_samples")
+HYBRID_MEASURED = (
+    "alpha", "budget", "max_edits", "radii", "examples", "num_samples", "sample_batch",
+)  # fmt: skip
 """Fields of `HybridConfig` that only certification uses."""
 
 

@@ -27,7 +27,7 @@ from experiments import draws, mixed, output
 from experiments.smooth import fingerprint
 from lipjax import selfcheck
 from lipjax.data import batch_indices, num_steps
-from lipjax.smoothing import curves, hybrid, sampling
+from lipjax.smoothing import curves, hybrid, multiclass, sampling
 from lipjax.smoothing.kernels import Categorical, Mask
 from lipjax.smoothing.log import ESTIMATION, SELECTION, CountLog
 from lipjax.smoothing.noise import Gaussian, IntegerGaussian, Product, Tokens
@@ -69,7 +69,11 @@ def run(config: configs.HybridConfig, run_dir: Path, data_dir=None) -> dict:
     labels = data.test.labels
     count = min(config.examples or len(labels), len(labels))
     chosen = np.linspace(0, len(labels) - 1, count).round().astype(int)
-    header = {"config": training_fields(config), "weights": fingerprint(model)}
+    header = {
+        "config": training_fields(config),
+        "weights": fingerprint(model),
+        "data": fingerprint(data.test),
+    }
     with CountLog(run_dir / "counts.log", header=header, width=len(data.classes)) as log:
         sample_missing(log, config, data, model, noise, chosen)
         votes = [
@@ -84,16 +88,20 @@ def run(config: configs.HybridConfig, run_dir: Path, data_dir=None) -> dict:
         )
     sizes = data.test.tokens.shape[1], data.test.values.shape[1]
     started, sampling_seconds = time.time(), time.time() - started
-    found = hybrid.certify(
-        *votes,
+    options = dict(
         kernel=kernel,
         sigma=config.sigma,
         alpha=config.alpha,
         max_edits=config.max_edits,
-        budget=config.budget,
         law_error=noise.law_error(sizes),
+        num_samples=config.num_samples,
     )
+    found = hybrid.certify(*votes, budget=config.budget, **options)
     correct = found.prediction == labels[chosen]
+    budgets = {
+        budget: mean_radii(hybrid.certify(*votes, budget=budget, **options), labels[chosen])
+        for budget in multiclass.BUDGETS
+    }
     report = {
         "config": configs.to_dict(config),
         "split": "validation (held out)" if config.hold_out else "test",
@@ -104,6 +112,7 @@ def run(config: configs.HybridConfig, run_dir: Path, data_dir=None) -> dict:
         "classes": list(data.classes),
         "unit": data.unit,
         "edits": rows(config, found, correct),
+        "mean_radius_of_budgets": budgets,
         "abstentions": float(np.mean(found.prediction == -1)),
         "labels": labels[chosen].tolist(),
         "prediction": found.prediction.tolist(),
@@ -251,6 +260,12 @@ def sample_missing(log: CountLog, config, data: mixed.Mixed, model, noise: Produ
     )
 
 
+def mean_radii(found: hybrid.HybridCertificate, labels) -> list[float]:
+    """For every number of changed tokens, with 0 for a wrong class."""
+    kept = found.radius * (found.prediction == labels)[:, None]
+    return kept.mean(0).tolist()
+
+
 def rows(config, found: hybrid.HybridCertificate, correct) -> list[dict]:
     """Certified accuracy for every number of changed tokens, at every radius."""
     result = []
@@ -289,6 +304,9 @@ def table(report: dict) -> str:
             + "".join(f"{c:9.1%}" for c in shown)
             + f"{row['mean_radius']:14.4f}"
         )
+    lines += ["", "mean radius for each number of edits, by how alpha is spent:"]
+    for budget, radii in report["mean_radius_of_budgets"].items():
+        lines.append(f"{budget:<12}" + "".join(f"{r:9.4f}" for r in radii))
     return "\n".join(lines)
 
 

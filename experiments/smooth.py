@@ -9,6 +9,7 @@ radii (`smoothing.alpha=0.01`, `radii=0.5,1`), in seconds. Writes `smoothing.jso
 """
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -24,9 +25,9 @@ from experiments import config as configs
 from experiments import draws, output, setup
 from lipjax import margin, selfcheck, spectral
 from lipjax.data import to_unit
-from lipjax.smoothing import curves, gaussian, multiclass, sampling, simplex, soft
+from lipjax.smoothing import curves, gaussian, lipschitz, multiclass, sampling, simplex, soft
 from lipjax.smoothing import noise as noises
-from lipjax.smoothing.log import ESTIMATION, SELECTION, CountLog
+from lipjax.smoothing.log import ESTIMATION, SELECTION, CountLog, stored_header
 from lipjax.smoothing.sampling import Moments
 from lipjax.typing import Bound
 
@@ -68,17 +69,18 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None, *, samp
     count = min(settings.images or len(data.test.labels), len(data.test.labels))
     chosen = np.linspace(0, len(data.test.labels) - 1, count).round().astype(int)
     bound = logit_bound(model, data)
-    tuned = choose(run_dir, config, model, data, bound, data_dir)
     header = {
         "config": {k: v for k, v in configs.to_dict(config).items() if k not in configs.MEASURED},
         "sigma": settings.sigma,
         "exact": settings.exact,
-        "map": list(tuned["map"]),
         "weights": fingerprint(model),
         "step": step,
+        "data": fingerprint((data.test.images, data.test.labels)),
     }
+    tuned = choose(run_dir, config, model, data, bound, data_dir, header)
+    header["map"] = list(tuned["map"])
     classes = config.model.num_classes
-    with CountLog(run_dir / "counts.log", header=header, width=16 * classes) as log:
+    with CountLog(run_dir / "counts.log", header=header, width=9 * classes) as log:
         if sample:
             sample_missing(log, config, model, data, chosen, tuned["map"])
         sampled = collect(log, settings, chosen, classes)
@@ -132,19 +134,45 @@ def logit_bound(model, data) -> Bound:
     return spectral.network_bound(lambda x: model(x), example).bound
 
 
-def choose(run_dir, config, model, data, bound, data_dir) -> dict:
-    """The map of soft scores, chosen once on images that are neither trained on nor certified."""
+def choose(run_dir, config, model, data, bound, data_dir, header) -> dict:
+    """The map of soft scores, chosen once on images that are neither trained on nor certified.
+
+    Where samples were counted already their map stays: a level or a number of samples that is changed
+    later must not change the classifier. A log of other things is refused before anything is written.
+    """
     settings = config.smoothing
     fields = ("sigma", "alpha", "num_samples", "tuning_images", "tuning_samples", "temperatures")
     wanted = {name: getattr(settings, name) for name in fields} | {"weights": fingerprint(model)}
     wanted = json.loads(json.dumps(wanted))
-    path = run_dir / "map.json"
-    if path.exists():
-        stored = json.loads(path.read_text())
-        # A level or a number of samples that changed later must not change the classifier.
-        same = ("sigma", "weights")
-        if all(stored["settings"][name] == wanted[name] for name in same):
+    path, counted = run_dir / "map.json", run_dir / "counts.log"
+    known = stored_header(counted)
+    if known is not None:
+        asked = json.loads(json.dumps(header))
+        others = [
+            f"{name} = {known.get(name)!r} instead of {value!r}"
+            for name, value in asked.items()
+            if known.get(name) != value
+        ]
+        if others:
+            raise ValueError(
+                f"RUN is {str(run_dir)!r}, whose counts.log was made with {', '.join(others)}; train "
+                "into another --run-dir, or delete counts.log."
+            )
+    stored = read_map(path)
+    if stored is not None:
+        fits = all(stored["settings"].get(name) == wanted[name] for name in ("sigma", "weights"))
+        if fits if known is None else stored["map"] == known["map"]:
+            if stored["settings"] != wanted:
+                print(
+                    f"note: the map of soft scores stays that of {path}, chosen with other settings; "
+                    "delete that file and counts.log to choose again"
+                )
             return {"map": tuple(stored["map"]), "rows": stored["rows"]}
+    if known is not None:
+        raise ValueError(
+            f"RUN is {str(run_dir)!r}, whose counts.log was made with the map {known['map']}, which "
+            "map.json does not hold; put that file back, or delete counts.log."
+        )
     held = setup.tuning_split(config, data_dir)
     size = min(settings.tuning_images, len(held.labels))
     found = soft.trade_off(
@@ -171,21 +199,31 @@ def choose(run_dir, config, model, data, bound, data_dir) -> dict:
     return {"map": found.best, "rows": rows}
 
 
+def read_map(path: Path) -> dict | None:
+    """The stored choice of the map; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+        name, temperature = stored["map"]
+        rows, settings = stored["rows"], stored["settings"]
+        if name not in MAPS or not temperature > 0:
+            raise ValueError
+        return {"map": [name, temperature], "rows": list(rows), "settings": dict(settings)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"path is {str(path)!r}, which holds no choice of a map; delete it."
+        ) from error
+
+
 def sample_missing(log: CountLog, config, model, data, chosen, chosen_map) -> None:
     """Adds to the log what it lacks."""
     settings = config.smoothing
     classes, size = config.model.num_classes, settings.batch_size
     name, temperature = chosen_map
-    score = getattr(simplex, name)
-
-    def scores(x):
-        logits = model(x)
-        votes = simplex.hardmax(jnp.where(jnp.isnan(logits), -jnp.inf, logits))
-        votes = jnp.where(jnp.isnan(logits).any(-1, keepdims=True), 0, votes)
-        return jnp.concatenate([votes, score(logits, temperature=temperature)], axis=-1)
-
+    score = functools.partial(getattr(simplex, name), temperature=temperature)
     if settings.exact:
-        noise = noises.IntegerGaussian(settings.sigma, data.max_value)
+        noise = noises.IntegerGaussian.finest(settings.sigma, data.max_value)
         images = data.test.images
     else:
         noise = noises.Gaussian(settings.sigma)
@@ -193,17 +231,18 @@ def sample_missing(log: CountLog, config, model, data, chosen, chosen_map) -> No
 
     def draw(index, stage, start, image, count):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), index), stage)
-        found = sampling.sample_moments(
+        counts, found = sampling.sample_both(
             key,
-            scores,
+            lambda x: model(x),
             image,
+            score=score,
             noise=noise,
             num_samples=count,
-            num_classes=2 * classes,
+            num_classes=classes,
             batch_size=size,
             start=start,
         )
-        return jnp.concatenate([found.total.reshape(-1), found.squares.reshape(-1)])
+        return jnp.concatenate([counts, found.total.reshape(-1), found.squares.reshape(-1)])
 
     stages = ((SELECTION, settings.num_selection), (ESTIMATION, settings.num_samples))
     draws.sample_missing(log, chosen, lambda i: images[i], stages, batch_size=size, draw=draw)
@@ -221,12 +260,11 @@ def collect(log: CountLog, settings, chosen, classes) -> dict:
                 "experiments.certify, or ask for as many as there are."
             )
         sums = np.stack([log.total(i, stage) for i in chosen.tolist()])
-        total = sums[:, : 6 * classes].reshape(-1, 3, 2 * classes)
-        squares = sums[:, 6 * classes :].reshape(-1, 5, 2 * classes)
+        parts = sums.reshape(len(chosen), 9, classes)
         count = np.full(len(chosen), wanted)
         found[stage] = {
-            "votes": total[:, 0, :classes],
-            "scores": Moments(count, total[..., classes:], squares[..., classes:]),
+            "votes": parts[:, 0],
+            "scores": Moments(count, parts[:, 1:4], parts[:, 4:]),
         }
     return found
 
@@ -235,14 +273,19 @@ def certificates(config, sampled, chosen_map, bound: Bound, data, classes) -> di
     """Prediction, radius and alpha of every method, from the same samples."""
     settings = config.smoothing
     first, second = sampled[SELECTION], sampled[ESTIMATION]
-    law_error = 0.0
-    if settings.exact:
-        noise = noises.IntegerGaussian(settings.sigma, data.max_value)
-        law_error = noise.law_error(int(np.prod(config.model.image_shape)))
-    options = dict(sigma=settings.sigma, alpha=settings.alpha, law_error=law_error)
-    votes = first["votes"], second["votes"]
     constant = simplex.component(chosen_map[0], temperature=chosen_map[1], num_classes=classes)
     of_scores = Bound(float(bound.value) * constant * (1 + 1e-6), "upper")
+    law_error = slope_error = 0.0
+    if settings.exact:
+        noise = noises.IntegerGaussian.finest(settings.sigma, data.max_value)
+        size = int(np.prod(config.model.image_shape))
+        law_error = noise.law_error(size)
+        if np.isfinite(of_scores.value):
+            slope_error = noise.law_error(size, lipschitz=of_scores.value)
+    options = dict(sigma=settings.sigma, alpha=settings.alpha)
+    soft_options = options | {"law_error": law_error}
+    options = soft_options | {"num_samples": settings.num_samples}
+    votes = first["votes"], second["votes"]
     found = {"Cohen et al.": gaussian.certify(*votes, **options)}
     for budget, name in (
         ("bonferroni", "Bonferroni"),
@@ -252,8 +295,17 @@ def certificates(config, sampled, chosen_map, bound: Bound, data, classes) -> di
     ):
         found[name] = multiclass.certify(*votes, budget=budget, **options)
     soft_counts = first["scores"], second["scores"]
-    found["soft scores"] = soft.certify(*soft_counts, **options)
-    found["soft, Lipschitz-aware"] = soft.certify(*soft_counts, lipschitz=of_scores, **options)
+    found["soft scores"] = soft.certify(*soft_counts, **soft_options)
+    aware = soft.certify(*soft_counts, lipschitz=of_scores, slope_error=slope_error, **soft_options)
+    found["soft, Lipschitz-aware"] = aware
+    published = lipschitz.published_radius(
+        np.maximum(aware.info["p_lower"] - slope_error, 0),
+        lipschitz=of_scores,
+        sigma=settings.sigma,
+    )
+    found["the same, as published"] = aware._replace(
+        prediction=np.where(published > 0, aware.prediction, -1), radius=published
+    )
     return {name: (c.prediction, c.radius, settings.alpha) for name, c in found.items()}
 
 
@@ -380,7 +432,7 @@ def plot_trade_off(path: Path, rows: list[dict], best) -> None:
 
 
 def fingerprint(model) -> str:
-    """Of all weights."""
+    """Of all arrays of a network or a data set."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(model):
         digest.update(np.ascontiguousarray(leaf).tobytes())

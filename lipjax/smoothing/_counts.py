@@ -30,6 +30,20 @@ def checked(least_classes: int, **named):
     return [counts.astype(np.int64) for counts in arrays.values()]
 
 
+def check_sums(num_samples, **named) -> None:
+    """That every row of counts sums to the number of samples, if it is given."""
+    if num_samples is None:
+        return
+    _checks.integer(1, num_samples=num_samples)
+    for name, counts in named.items():
+        sums = np.asarray(counts).sum(-1)
+        if np.any(sums != num_samples):
+            raise ValueError(
+                f"num_samples is {num_samples}, but {name} has rows that sum to {np.unique(sums)[:5]}; "
+                "every sample is a vote."
+            )
+
+
 def levels(alpha: float, sigma) -> np.ndarray:
     """Checks the level and the noise; the noise as float64."""
     if not (isinstance(alpha, float | np.floating) and 0 < alpha < 1):

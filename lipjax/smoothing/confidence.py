@@ -5,7 +5,7 @@ Every function returns an `Interval` whose `lower` and `upper` each fail with pr
 spend of their own `alpha` on which of them is their ledger's business.
 
 They run in float64 on the host: float32 loses half of the digits of an incomplete beta function at a
-million samples. For programs on a device there is `lower_table`, the bound for every count.
+million samples. For programs on a device there is `failure_table`, the bound for every count.
 
 Near one, a probability has no digits left for what matters, the chance of failure: `failure` returns
 that, an upper bound on `1 - p`, in full precision.
@@ -57,6 +57,10 @@ def clopper_pearson(successes, trials, *, alpha: float) -> Interval:
     _open_unit(alpha=alpha)
     lower = special.betaincinv(np.maximum(k, 1), n - k + 1, alpha) * (1 - MARGIN)
     upper = special.betainccinv(k + 1, np.maximum(n - k, 1), alpha) * (1 + MARGIN)
+    lower, upper = (
+        np.nan_to_num(lower, nan=0.0),
+        np.nan_to_num(upper, nan=1.0),
+    )  # alpha below 1e-200
     return Interval(np.where(k == 0, 0.0, lower), np.where(k == n, 1.0, np.minimum(upper, 1.0)))
 
 
@@ -73,17 +77,25 @@ def failure(successes, trials, *, alpha: float) -> np.ndarray:
     return clopper_pearson(n - k, n, alpha=alpha).upper
 
 
-def lower_table(trials: int, *, alpha: float) -> np.ndarray:
-    """`float64[trials + 1]`: the lower bound of `clopper_pearson` for every count.
+def failure_table(trials: int, *, alpha: float) -> np.ndarray:
+    """`float32[trials + 1]`: `failure` for every count, rounded up.
 
-    Sent to a device once, rounded down, it turns counts into bounds by indexing.
+    Sent to a device once it turns counts into bounds by indexing; for radii there is
+    `lipjax.smoothing.gaussian.radius_table`.
 
-    >>> table = lower_table(100, alpha=0.001)
-    >>> table.shape, bool(table[90] == clopper_pearson(90, 100, alpha=0.001).lower)
+    >>> table = failure_table(100, alpha=0.001)
+    >>> table.shape, bool(0 <= table[90] - failure(90, 100, alpha=0.001) < 1e-7)
     ((101,), True)
     """
     _checks.integer(1, trials=trials)
-    return clopper_pearson(np.arange(trials + 1), trials, alpha=alpha).lower
+    return _up(failure(np.arange(trials + 1), trials, alpha=alpha))
+
+
+def _up(exact) -> np.ndarray:
+    """The next float32 at or above, at most 1."""
+    narrow = exact.astype(np.float32)
+    up = np.nextafter(narrow, np.float32(2))
+    return np.minimum(np.where(narrow < exact, up, narrow), np.float32(1))
 
 
 def failure_in_jit(successes, trials, *, alpha: float):
@@ -93,7 +105,7 @@ def failure_in_jit(successes, trials, *, alpha: float):
 
     Returns:
         `float32[...]`, rounded up, so never below the exact bound, and above it by one rounding at most.
-        A device that cannot call the host back looks counts up in `lower_table`.
+        A device that cannot call the host back looks counts up in `failure_table`.
 
     >>> import jax
     >>> bool(jax.jit(lambda k: failure_in_jit(k, 1000, alpha=0.001))(990) >= failure(990, 1000,
@@ -113,9 +125,7 @@ def failure_in_jit(successes, trials, *, alpha: float):
         k, n = np.broadcast_arrays(np.asarray(k), np.asarray(n))
         known = (n >= 1) & (k >= 0) & (k <= n)
         exact = failure(np.where(known, k, 0), np.where(known, n, 1), alpha=alpha)
-        narrow = exact.astype(np.float32)
-        up = np.nextafter(narrow, np.float32(2))
-        return np.minimum(np.where(narrow < exact, up, narrow), np.float32(1))
+        return _up(exact)
 
     made = jax.ShapeDtypeStruct(shape, np.float32)
     return jax.pure_callback(on_host, made, successes, trials, vmap_method="broadcast_all")
@@ -229,7 +239,7 @@ def chernoff_kl(mean, trials, *, alpha: float) -> Interval:
     m, n = _averaged(mean, trials)
     _open_unit(alpha=alpha)
     m, n, level = np.broadcast_arrays(m, n, np.asarray(alpha, np.float64))
-    budget = -np.log(level) / n
+    budget = -np.log(level) / n + 1e-15  # what the entropy's two terms are off by
     return Interval(_kl_lower(m, budget), 1 - _kl_lower(1 - m, budget))
 
 

@@ -10,9 +10,90 @@ https://arxiv.org/abs/2605.12876.
 import numpy as np
 
 from lipjax import _checks
+from lipjax.smoothing import _counts, multiclass
+from lipjax.typing import ABSTAIN, Certificate
 
 SLACK = 1e-12
-"""Relative, by which a result is moved to the safe side: sums and logarithms are good to 1e-14."""
+"""Relative, by which a result is moved to the safe side, for each ten edits: logarithms of factorials
+are good to a few roundings of their size."""
+
+
+def certify(
+    selection,
+    estimation,
+    *,
+    kernel,
+    alpha: float,
+    max_edits: int,
+    budget: str = "auto",
+    law_error: float = 0.0,
+    num_samples: int | None = None,
+) -> Certificate:
+    """The class and the number of tokens that may change without changing it, or ABSTAIN.
+
+    Args:
+        selection: `int[..., K]`, votes of a first sample; they choose the class and the levels.
+        estimation: `int[..., K]`, votes of a second, independent one.
+        kernel: Noise on the tokens, one of `lipjax.smoothing.kernels`.
+        alpha: Chance, for each input, that the certificate is wrong.
+        max_edits: The largest number of changed tokens that is asked for.
+        budget: How alpha is spent on the classes, see `lipjax.smoothing.multiclass.certify`.
+        law_error: Of the noise, see `lipjax.smoothing.noise`; taken off every chance.
+        num_samples: Of the estimation, if its rows are to be checked against it.
+
+    Returns:
+        `Certificate` whose `radius`, `float64[...]`, is a whole number of tokens, at most `max_edits`; 0
+        certifies the input alone. `info` as of `multiclass.certify`.
+
+    Guarantee: with probability at least `1 - alpha` over the samples, it abstains or the smoothed
+    classifier is `prediction` for all inputs with at most `radius` tokens changed.
+
+    Raises:
+        ValueError: as `lipjax.smoothing.multiclass.certify` and `worst_case`.
+
+    >>> from lipjax.smoothing.kernels import Mask
+    >>> found = certify([100, 0], [9_990, 10], kernel=Mask(0.9), alpha=0.001, max_edits=9)
+    >>> int(found.prediction), float(found.radius)
+    (0, 6.0)
+    """
+    _checks.integer(0, max_edits=max_edits)
+    options = dict(alpha=alpha, budget=budget, law_error=law_error, num_samples=num_samples)
+    found = multiclass.certify(selection, estimation, sigma=1.0, **options)
+    own, other = found.info["p_lower"], found.info["p_upper"]
+    kept = hold(own, other, kernel=kernel, max_edits=max_edits)
+    best = _counts.chosen(np.asarray(selection))[..., 0]
+    prediction = np.where(kept[..., 0], best, ABSTAIN).astype(np.int32)
+    edits = np.maximum(kept.sum(-1) - 1, 0).astype(np.float64)
+    return Certificate(prediction, edits, found.info)
+
+
+def hold(p_lower, p_upper, *, kernel, max_edits: int) -> np.ndarray:
+    """Whether a class stays the likelier one, for every number of edits up to `max_edits`.
+
+    Args:
+        p_lower: `float[...]`, at most the chance of the class.
+        p_upper: `float[...]`, at least that of every other one.
+
+    Returns:
+        `bool[..., max_edits + 1]`, once false then false.
+
+    >>> from lipjax.smoothing.kernels import Mask
+    >>> hold(0.9, 0.1, kernel=Mask(0.5), max_edits=2).tolist()
+    [True, False, False]
+    """
+    kept = [
+        worst_case(p_lower, kernel=kernel, num_edits=d)
+        + worst_case(rest(p_upper), kernel=kernel, num_edits=d)
+        > 1
+        for d in range(max_edits + 1)
+    ]
+    return np.logical_and.accumulate(np.stack(kept, -1), -1)
+
+
+def rest(chance) -> np.ndarray:
+    """`1 - chance`, rounded down."""
+    chance = np.asarray(chance, np.float64)
+    return np.where(chance > 0, np.maximum(np.nextafter(1 - chance, 0), 0.0), 1.0)
 
 
 def worst_case(p_lower, *, kernel, num_edits: int) -> np.ndarray:
@@ -46,13 +127,16 @@ def worst_case(p_lower, *, kernel, num_edits: int) -> np.ndarray:
     # From below where little is left to fill, from above where little is missing.
     budget = np.maximum(p - lost, 0)[..., None]
     before = np.cumsum(mass) - mass
+    low = (_share(budget - before, mass) * moved).sum(-1)
+    after = np.cumsum(mass[::-1])[::-1] - mass
+    high = (moved * (1 - _share((1 - p)[..., None] - after, mass))).sum(-1)
+    found = np.where(p > 0.5, high, low)
+    slack = SLACK * (1 + num_edits / 10)
+    return (np.maximum(found * (1 - slack) - slack * (found > 0) * 1e-3, 0.0))[()]
+
+
+def _share(room, mass):
+    """How much of each atom there is room for, also of those whose mass is too small for a number."""
     size = np.where(mass > 0, mass, 1)
     with np.errstate(over="ignore"):  # atoms much smaller than what is left for them
-        filled = np.clip((budget - before) / size, 0, 1)
-    low = (filled * moved).sum(-1)
-    after = np.cumsum(mass[::-1])[::-1] - mass
-    with np.errstate(over="ignore"):
-        missing = np.clip(((1 - p)[..., None] - after) / size, 0, 1)
-    high = (moved * (1 - missing)).sum(-1)
-    found = np.where(p > 0.5, high, low)
-    return (np.maximum(found * (1 - SLACK) - SLACK * (found > 0) * 1e-3, 0.0))[()]
+        return np.where(mass > 0, np.clip(room / size, 0, 1), room > 0)

@@ -12,11 +12,20 @@ Reference: Cohen, Rosenfeld, Kolter (2019), https://arxiv.org/abs/1902.02918.
 
 import numpy as np
 
+from lipjax import _checks
 from lipjax.smoothing import _counts, confidence
 from lipjax.typing import ABSTAIN, Certificate
 
 
-def certify(selection, estimation, *, sigma, alpha: float, law_error: float = 0.0) -> Certificate:
+def certify(
+    selection,
+    estimation,
+    *,
+    sigma,
+    alpha: float,
+    law_error: float = 0.0,
+    num_samples: int | None = None,
+) -> Certificate:
     """The class and a radius that it holds within, or ABSTAIN; the CERTIFY of the paper.
 
     Args:
@@ -25,6 +34,8 @@ def certify(selection, estimation, *, sigma, alpha: float, law_error: float = 0.
         sigma: Standard deviation of the noise, a number or `float[...]`.
         alpha: Chance, for each input, that the certificate is wrong.
         law_error: Of the noise, see `lipjax.smoothing.noise`; taken off the chance of the class.
+        num_samples: Of the estimation, if its rows are to be checked against it: with samples left out
+            of the counts nothing is proved.
 
     Returns:
         `Certificate` with float64 NumPy radii; `info` has `p_lower` and the ledger of alpha.
@@ -33,8 +44,8 @@ def certify(selection, estimation, *, sigma, alpha: float, law_error: float = 0.
     smoothed classifier is `prediction` everywhere closer than `radius`. The radius is rounded down.
 
     Raises:
-        ValueError: for counts that are no integers, negative, all zero or of different shapes, one
-            class, alpha outside (0, 1), sigma not positive.
+        ValueError: for counts that are no integers, negative, all zero, of different shapes or do not
+            sum to `num_samples`, one class, alpha outside (0, 1), sigma not positive.
 
     >>> found = certify([100, 0], [99_000, 1_000], sigma=0.5, alpha=0.001)
     >>> int(found.prediction), float(found.radius.round(4))
@@ -44,6 +55,7 @@ def certify(selection, estimation, *, sigma, alpha: float, law_error: float = 0.
 
     selection, estimation = _counts.checked(2, selection=selection, estimation=estimation)
     sigma = _counts.levels(alpha, sigma)
+    _counts.check_sums(num_samples, estimation=estimation)
     best = _counts.chosen(selection)
     votes = np.take_along_axis(estimation, best, -1)[..., 0]
     failure = confidence.failure(votes, estimation.sum(-1), alpha=alpha)
@@ -51,6 +63,26 @@ def certify(selection, estimation, *, sigma, alpha: float, law_error: float = 0.
     radius = sigma * -special.ndtri(failure)
     info = {"p_lower": 1 - failure, "ledger": {"the class is less likely": alpha}}
     return _counts.certificate(best[..., 0], radius, info)
+
+
+def radius_table(trials: int, *, sigma, alpha: float, law_error: float = 0.0) -> np.ndarray:
+    """`float32[trials + 1]`: the radius of `certify` for every count of the class, 0 where it abstains.
+
+    Rounded down, so that a program on a device turns counts into radii by indexing.
+
+    >>> table = radius_table(1000, sigma=0.5, alpha=0.001)
+    >>> found = certify([10, 0], [990, 10], sigma=0.5, alpha=0.001)
+    >>> table.shape, bool(0 <= found.radius - table[990] < 1e-6)
+    ((1001,), True)
+    """
+    _checks.integer(1, trials=trials)
+    votes = np.arange(trials + 1)
+    counts = np.stack([votes, trials - votes], -1)
+    first = np.broadcast_to([1, 0], counts.shape)
+    options = dict(sigma=sigma, alpha=alpha, law_error=law_error)
+    exact = certify(first, counts, **options).radius
+    narrow = exact.astype(np.float32)
+    return np.where(narrow > exact, np.nextafter(narrow, np.float32(0)), narrow)
 
 
 def predict(counts, *, alpha: float) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 
 from lipjax import _checks
 from lipjax.smoothing import _counts, multiclass
-from lipjax.smoothing.discrete import SLACK, worst_case
+from lipjax.smoothing.discrete import SLACK, hold, rest, worst_case
 from lipjax.typing import ABSTAIN
 
 LEAST = 1e-9
@@ -56,6 +56,7 @@ def certify(
     max_edits: int,
     budget: str = "auto",
     law_error: float = 0.0,
+    num_samples: int | None = None,
 ) -> HybridCertificate:
     """The class, and how far it holds for every number of changed tokens.
 
@@ -68,6 +69,7 @@ def certify(
         max_edits: The largest number of changed tokens that is asked for.
         budget: How alpha is spent on the classes, see `lipjax.smoothing.multiclass.certify`.
         law_error: Of the noise, see `lipjax.smoothing.noise`; taken off every chance.
+        num_samples: Of the estimation, if its rows are to be checked against it.
 
     Guarantee: with probability at least `1 - alpha` over the samples, it abstains or, for every d at
     once, the smoothed classifier is `prediction` for all inputs with at most d tokens changed and the
@@ -84,17 +86,13 @@ def certify(
     (0, 2, [1.408, 1.321, 1.225])
     """
     _checks.integer(0, max_edits=max_edits)
-    found = multiclass.certify(
-        selection, estimation, sigma=sigma, alpha=alpha, budget=budget, law_error=law_error
-    )
+    options = dict(alpha=alpha, budget=budget, law_error=law_error, num_samples=num_samples)
+    found = multiclass.certify(selection, estimation, sigma=sigma, **options)
     own, other = found.info["p_lower"], found.info["p_upper"]
-    radii, kept = [], []
-    for d in range(max_edits + 1):
-        left = worst_case(own, kernel=kernel, num_edits=d)
-        rest = worst_case(1 - other, kernel=kernel, num_edits=d)
-        kept.append(left + rest > 1)
-        radii.append(radius(own, other, kernel=kernel, num_edits=d, sigma=sigma))
-    kept = np.logical_and.accumulate(np.stack(kept, -1), -1)
+    kept = hold(own, other, kernel=kernel, max_edits=max_edits)
+    radii = [
+        radius(own, other, kernel=kernel, num_edits=d, sigma=sigma) for d in range(max_edits + 1)
+    ]
     radii = np.minimum.accumulate(np.stack(radii, -1), -1) * kept
     best = _counts.chosen(np.asarray(selection))[..., 0]
     prediction = np.where(kept[..., 0], best, ABSTAIN).astype(np.int32)
@@ -144,7 +142,7 @@ def radius(
     alive = left >= threshold
     if alive.any():
         atoms = kernel.atoms(num_edits)
-        found[alive] = _largest(unique[alive], atoms, threshold)
+        found[alive] = _of_threshold(unique[alive], atoms, threshold)
     return (found[place].reshape(p.shape) * np.asarray(sigma, np.float64))[()]
 
 
@@ -171,56 +169,83 @@ def _of_classes(p, p_upper, kernel, num_edits, sigma):
     if not np.all((q >= 0) & (q <= 1)):
         raise ValueError(f"p_upper is {p_upper!r}; it must lie in [0, 1].")
     p, q, sigma = np.broadcast_arrays(p, q, np.asarray(sigma, np.float64))
-    own, rest, scale = p.reshape(-1), 1 - q.reshape(-1), sigma.reshape(-1)
+    pairs = np.stack([p.reshape(-1), rest(q).reshape(-1)], -1)
+    unique, place = np.unique(pairs, axis=0, return_inverse=True)  # counts repeat
+    own, others = unique.T
     left = worst_case(own, kernel=kernel, num_edits=num_edits)
-    other = worst_case(rest, kernel=kernel, num_edits=num_edits)
+    other = worst_case(others, kernel=kernel, num_edits=num_edits)
     alive = left + other > 1
     found = np.zeros(own.shape)
     if alive.any():
-        own, rest = own[alive], rest[alive]
+        both = np.stack([own[alive], others[alive]])
         atoms = kernel.atoms(num_edits)
-        low = np.zeros(own.shape)
-        high = (-special.ndtri(1 - own) - special.ndtri(1 - rest)) / 2  # without tokens
-        high = np.where(np.isfinite(high), np.maximum(high, 0), 100.0) * (1 + 1e-9)
-        for _ in range(STEPS):
-            middle = np.maximum((low + high) / 2, LEAST)
-            sure = _attacked(own, middle, atoms) + _attacked(rest, middle, atoms) > 1
-            low, high = np.where(sure, middle, low), np.where(sure, high, middle)
-        found[alive] = low * (1 - SLACK)
-    return (found * scale).reshape(p.shape)[()]
+
+        def attacked(rho, rows, steps=STEPS):
+            values = both[:, rows]
+            flat = _attacked(values.reshape(-1), np.tile(rho, 2), atoms, steps)
+            return flat.reshape(values.shape)
+
+        def sure(rho, rows):
+            return attacked(rho, rows).sum(0) > 1
+
+        def excess(rho, rows):
+            return special.ndtri(_inside(attacked(rho, rows, steps=48))).sum(0)
+
+        high = (-special.ndtri(1 - both)).sum(0) / 2  # without tokens
+        found[alive] = _largest(high, sure, excess)
+    return (found[place.reshape(-1)].reshape(p.shape) * sigma)[()]
 
 
-def _largest(p, atoms, threshold):
+def _inside(chance):
+    return np.clip(chance, 1e-300, 1 - 1e-16)
+
+
+def _of_threshold(p, atoms, threshold):
     """The largest rho with an attacked mean of at least the threshold, from below."""
     from scipy import special
 
-    # Without tokens nothing is larger: a garbling.
-    high = -special.ndtri(1 - p) - special.ndtri(threshold)
-    high = np.where(np.isinf(high), 100.0, np.maximum(high, 0)) * (1 + 1e-9)
-    found = _root(p, high, atoms, threshold) * (1 - 1e-10)
-    sure = _attacked(p, np.maximum(found, LEAST), atoms) >= threshold
-    if not sure.all():
-        found[~sure] = _bisected(p[~sure], high[~sure], atoms, threshold)
+    def sure(rho, rows):
+        return _attacked(p[rows], rho, atoms) >= threshold
+
+    def excess(rho, rows):
+        attacked = _inside(_attacked(p[rows], rho, atoms, steps=48))
+        return special.ndtri(attacked) - special.ndtri(threshold)
+
+    return _largest(-special.ndtri(1 - p) - special.ndtri(threshold), sure, excess)
+
+
+def _largest(high, sure, excess):
+    """The largest rho that is sure, from below.
+
+    Args:
+        high: `float64[n]`, at least that: the one without tokens, of which tokens are a garbling.
+        sure: `(rho, rows) -> bool[...]` for rows of the n.
+        excess: `(rho, rows) -> float64[...]`, nearly a line that meets 0 there.
+    """
+    high = np.where(np.isfinite(high), np.maximum(high, 0), 100.0) * (1 + 1e-9)
+    rows = np.arange(len(high))
+    low, above = _root(high, lambda rho: excess(np.maximum(rho, LEAST), rows))
+    found = low * (1 - 1e-10)
+    wide = above - low > 1e-9 * above
+    lost = rows[wide | ~sure(np.maximum(found, LEAST), rows)]
+    if lost.size:
+        found[lost] = _bisected(high[lost], lambda rho: sure(np.maximum(rho, LEAST), lost))
     return found * (1 - SLACK)
 
 
-def _root(p, high, atoms, threshold):
-    """Where the attacked mean meets the threshold, by regula falsi (Illinois), nearly.
+def _root(high, excess):
+    """Ends between which the excess is 0, nearly, by regula falsi (Illinois).
 
     Between quantiles, which differ by rho without tokens, the curve is close to a line.
     """
-    from scipy import special
-
-    def excess(rho):
-        attacked = _attacked(p, np.maximum(rho, LEAST), atoms, steps=48)
-        return special.ndtri(np.clip(attacked, 1e-300, 1 - 1e-16)) - special.ndtri(threshold)
-
-    low = np.zeros(p.shape)
+    low = np.zeros(high.shape)
     at_low, at_high = excess(low), excess(high)
-    found, side = low.copy(), np.zeros(p.shape)
-    for _ in range(12):
+    side = np.zeros(high.shape)
+    for _ in range(16):
         with np.errstate(divide="ignore", invalid="ignore"):
             found = (low * at_high - high * at_low) / (at_high - at_low)
+        # A little beyond the estimate, so that the other end comes near too.
+        found = found + 2e-10 * high * side
         inside = (found > low) & (found < high)
         found = np.where(inside, found, (low + high) / 2)
         value = excess(found)
@@ -229,15 +254,17 @@ def _root(p, high, atoms, threshold):
         at_low = np.where(above, value, np.where(side == -1, at_low / 2, at_low))
         at_high = np.where(above, np.where(side == 1, at_high / 2, at_high), value)
         side = np.where(above, 1, -1)
-    return found
+        if np.all(high - low <= 1e-9 * high):
+            break
+    return low, high
 
 
-def _bisected(p, high, atoms, threshold):
-    low = np.zeros(p.shape)
+def _bisected(high, sure):
+    low = np.zeros(high.shape)
     for _ in range(STEPS):
         middle = (low + high) / 2
-        sure = _attacked(p, np.maximum(middle, LEAST), atoms) >= threshold
-        low, high = np.where(sure, middle, low), np.where(sure, high, middle)
+        holds = sure(middle)
+        low, high = np.where(holds, middle, low), np.where(holds, high, middle)
     return low
 
 

@@ -176,19 +176,15 @@ class Ablation:
 
     def atoms(self, num_edits: int) -> Atoms:
         """The law of the ratio: 1 where no changed token is kept, else 0."""
-        from scipy import special
-
         _checks.integer(0, num_edits=num_edits)
         if num_edits > self.length:
             raise ValueError(
                 f"num_edits is {num_edits}; it must be at most the length {self.length}."
             )
-        if self.length - num_edits < self.keep:
-            return _all_or_nothing(0.0)
-        terms = [self.length - num_edits + 1, self.length - self.keep + 1]
-        terms += [self.length + 1, self.length - num_edits - self.keep + 1]
-        a, b, c, d = special.gammaln(np.array(terms, np.float64))
-        return _all_or_nothing(min(1.0, float(np.exp(a + b - c - d))))
+        fewer, more = sorted((num_edits, self.keep))
+        taken = np.arange(fewer, dtype=np.float64)  # none of the fewer is among the more
+        shares = np.maximum(self.length - more - taken, 0) / (self.length - taken)
+        return _all_or_nothing(float(np.prod(shares)))
 
 
 def _all_or_nothing(unseen: float) -> Atoms:

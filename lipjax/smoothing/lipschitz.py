@@ -7,6 +7,10 @@ L changes fastest. So a score of at least $\underline p > 1/2$ stays above 1/2 w
 and stays above one of at most $\overline p$ within half the distance of their quantiles. Without L the
 quantile is $\sigma \Phi^{-1}(p)$, that of Cohen et al.; it is never larger.
 
+The noise must be Gaussian on the whole space, as f is Lipschitz there. Rounded to the grid of images it
+is not: a slope becomes steps, whose smoothed score can change faster. `IntegerGaussian.law_error` with
+the constant says by how much a mean can be off; `soft.certify` takes it off.
+
 The published certificate takes the local Lipschitz constant of $\Phi^{-1}(\tilde f)$ at x for the whole
 ball, see `published_radius`: never larger than the exact one, and not even increasing in p.
 

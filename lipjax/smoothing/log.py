@@ -6,9 +6,9 @@ twice, because a record names the samples it counts. Certificates are made from 
 with any method.
 """
 
+import bisect
 import json
 import os
-import struct
 import zlib
 from pathlib import Path
 
@@ -20,21 +20,55 @@ FORMAT = "lipjax counts 1"
 SELECTION, ESTIMATION = 0, 1
 """Stages: the sample that chooses, and the one that is certified with."""
 
+BLOCK = 2**22
+"""Bytes of a log that are read at a time."""
+
+
+def stored_header(path) -> dict | None:
+    """The header that a log was made with; the file stays as it is and is not locked.
+
+    Args:
+        path: The file of a `CountLog`, which another process may have open.
+
+    Returns:
+        The header; None if there is no file, an empty one, or one whose header was not written whole.
+
+    Raises:
+        ValueError: for a file that is no log.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "counts"
+    >>> CountLog(path, header={"sigma": 0.5}, width=2).close()
+    >>> stored_header(path), stored_header(path.with_name("other"))
+    ({'sigma': 0.5}, None)
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        line = file.readline()
+    begin = json.dumps({"format": FORMAT})[:-1].encode()
+    if not line.endswith(b"\n") and line[: len(begin)] == begin[: len(line)]:
+        return None
+    return _parsed(line, path)["header"]
+
 
 class CountLog:
     """An open log, to read and to go on with; a context manager.
 
     Args:
-        path: Its file, made if it does not exist.
+        path: Its file, made if it does not exist or if its header was not written whole.
         header: What is counted, as JSON holds it: the network, the data, sigma, the key. A log that was
             made with another header is refused.
         width: Numbers in a record: classes, or all parts of `lipjax.smoothing.sampling.Moments`.
 
     Guarantee: after an interruption at any point, `total` of the log opened again is what was added
-    before the interruption, the last `add` possibly not at all. A second process is refused.
+    before the interruption, the last `add` possibly not at all. A second process is refused. Memory
+    is that of the totals and of the ranges of samples, in which neighbours are joined.
 
     Raises:
         ValueError: for a file that is no log, is damaged or has another header; it stays as it was.
+            A last record that is short, or whose checksum is 0 because it was not written, is no damage.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "counts"
@@ -48,24 +82,25 @@ class CountLog:
     def __init__(self, path, *, header: dict, width: int):
         _checks.integer(1, width=width)
         self.path = Path(path)
+        self.width = int(width)
         header = json.loads(json.dumps(header))
-        first = json.dumps({"format": FORMAT, "width": width, "header": header}).encode() + b"\n"
-        self._struct = struct.Struct(f"<{4 + width}iI")
-        new = not self.path.exists() or not self.path.stat().st_size
+        first = {"format": FORMAT, "width": self.width, "header": header}
+        first = json.dumps(first).encode() + b"\n"
+        self._totals, self._ranges = {}, {}
         self._file = open(self.path, "ab+")
         try:
             _lock(self._file, self.path)
-            if new:
+            self._file.seek(0)
+            line = self._file.readline()
+            if line != first and first.startswith(line):  # new, or cut before its newline
+                self._file.truncate(0)
                 self._write(first)
-            start, records = self._read(header, width)
-            self._file.truncate(start + len(records) * self._struct.size)
+            else:
+                self._refuse_others(_parsed(line, self.path), header)
+                self._file.truncate(self._read(len(line)))
         except BaseException:
             self._file.close()
             raise
-        self.width = width
-        self._totals, self._ranges = {}, {}
-        for image, stage, a, b, *values in records:
-            self._count(image, stage, a, b, values)
 
     def __enter__(self):
         return self
@@ -78,31 +113,44 @@ class CountLog:
         self._file.close()
 
     def add(self, index: int, stage: int, start: int, stop: int, values) -> None:
-        """Stores what the samples from `start` up to `stop` of an input gave; then it is on disk."""
-        values = [int(v) for v in np.asarray(values).reshape(-1)]
+        """Stores what the samples from `start` up to `stop` of an input gave; then it is on disk.
+
+        Args:
+            index: The input, as all numbers an integer below 2^31.
+            stage: `SELECTION` or `ESTIMATION`.
+            start: The first sample,
+            stop: and the one after the last.
+            values: `int[width]`, their sums.
+
+        Raises:
+            ValueError: for samples that were counted before and for numbers that are no such integers;
+                nothing is stored.
+        """
+        values = np.asarray(values).reshape(-1)
         if len(values) != self.width:
             raise ValueError(f"values has {len(values)} numbers; it must have {self.width}.")
-        _checks.integer(0, index=index, stage=stage, start=start)
+        if values.dtype.kind not in "iu" or (values >= 2**31).any() or (values < -(2**31)).any():
+            raise ValueError(f"values is {values}; it must hold integers that fit into 32 bits.")
+        for name, value in dict(index=index, stage=stage, start=start, stop=stop).items():
+            _checks.integer(0, **{name: value})
+            if value >= 2**31:
+                raise ValueError(f"{name} is {value}; it must be below 2^31.")
         if not start < stop:
             raise ValueError(f"stop is {stop}; it must be above start, {start}.")
-        for a, b in self._ranges.get((index, stage), []):
-            if a < stop and start < b:
-                raise ValueError(
-                    f"start is {start} and stop {stop}; samples {a} to {b} of input {index} were "
-                    "counted before."
-                )
-        body = struct.pack(f"<{4 + self.width}i", index, stage, start, stop, *values)
-        self._write(body + struct.pack("<I", zlib.crc32(body)))
-        self._count(index, stage, start, stop, values)
+        if counted := _meeting(self._ranges.get((index, stage), []), start, stop):
+            raise ValueError(
+                f"start is {start} and stop {stop}; samples {counted[0]} to {counted[1]} of input "
+                f"{index} were counted before."
+            )
+        body = np.array([index, stage, start, stop, *values], "<i4").tobytes()
+        record = body + zlib.crc32(body).to_bytes(4, "little")
+        self._write(record)
+        self._count(np.frombuffer(record, "<i4")[None])
 
     def done(self, index: int, stage: int) -> int:
         """How many samples from the first one on were counted: where to go on."""
-        reached = 0
-        for a, b in sorted(self._ranges.get((index, stage), [])):
-            if a != reached:
-                break
-            reached = b
-        return reached
+        start, stop = self._ranges.get((index, stage), [(0, 0)])[0]
+        return stop if start == 0 else 0
 
     def total(self, index: int, stage: int) -> np.ndarray:
         """`int64[width]`, the sum of all records of an input; zero for none."""
@@ -112,56 +160,106 @@ class CountLog:
         """The inputs that have a record."""
         return sorted({index for index, _ in self._totals})
 
-    def _count(self, index, stage, start, stop, values):
-        place = (index, stage)
-        self._ranges.setdefault(place, []).append((start, stop))
-        self._totals[place] = self._totals.get(place, 0) + np.asarray(values, np.int64)
+    def _count(self, records):
+        """Adds `int32[n, 4 + width + 1]`, the records in any order."""
+        records = records[np.lexsort(records[:, 2::-1].T)]  # by input, then stage, then start
+        places, start, stop = records[:, :2], records[:, 2], records[:, 3]
+        same = (places[1:] == places[:-1]).all(1)
+        joined = same & (start[1:] == stop[:-1])
+        firsts = np.flatnonzero(np.append(True, ~joined))
+        lasts = np.append(firsts[1:], len(records)) - 1
+        for (index, stage), a, b in zip(
+            places[firsts].tolist(), start[firsts].tolist(), stop[lasts].tolist()
+        ):
+            ranges = self._ranges.setdefault((index, stage), [])
+            if counted := _meeting(ranges, a, b):
+                raise ValueError(
+                    f"path is {str(self.path)!r}, which counts samples {max(a, counted[0])} to "
+                    f"{min(b, counted[1])} of input {index} a second time."
+                )
+            _join(ranges, a, b)
+        firsts = np.flatnonzero(np.append(True, ~same))
+        sums = np.add.reduceat(records[:, 4:-1], firsts, axis=0, dtype=np.int64)
+        for place, added in zip(map(tuple, places[firsts].tolist()), sums):
+            self._totals[place] = self._totals.get(place, 0) + added
 
     def _write(self, content: bytes):
         self._file.write(content)
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _read(self, header, width):
-        """Where records begin, and those that are whole."""
-        self._file.seek(0)
-        line = self._file.readline()
-        try:
-            found = json.loads(line)
-            known = line.endswith(b"\n") and found["format"] == FORMAT
-        except (ValueError, TypeError, KeyError):
-            known = False
-        if not known:
-            raise ValueError(f"path is {str(self.path)!r}, which is no log of counts.")
-        if found["width"] != width or found["header"] != header:
-            names = [
-                f"{k} = {found['header'].get(k)!r} instead of {header.get(k)!r}"
-                for k in sorted(set(header) | set(found["header"]))
-                if found["header"].get(k) != header.get(k)
-            ]
-            names += [f"width = {found['width']} instead of {width}"] * (found["width"] != width)
-            raise ValueError(
-                f"path is {str(self.path)!r}, a log with {', '.join(names)}; name another file."
-            )
-        content = self._file.read()
-        size = self._struct.size
-        whole, ranges = [], {}
-        for i in range(len(content) // size):
-            *body, checksum = self._struct.unpack_from(content, i * size)
-            last = (i + 1) * size == len(content) - len(content) % size
-            if zlib.crc32(content[i * size : (i + 1) * size - 4]) != checksum:
-                if last:
-                    break  # not written whole
-                raise ValueError(f"path is {str(self.path)!r}; record {i} of the log is damaged.")
-            place = tuple(body[:2])
-            if any(a < body[3] and body[2] < b for a, b in ranges.get(place, [])):
+    def _refuse_others(self, found, header):
+        """Raises for the first line of another log."""
+        if found["width"] == self.width and found["header"] == header:
+            return
+        names = [
+            f"{k} = {found['header'].get(k)!r} instead of {header.get(k)!r}"
+            for k in sorted(set(header) | set(found["header"]))
+            if found["header"].get(k) != header.get(k)
+        ]
+        if found["width"] != self.width:
+            names.append(f"width = {found['width']} instead of {self.width}")
+        raise ValueError(
+            f"path is {str(self.path)!r}, a log with {', '.join(names)}; name another file."
+        )
+
+    def _read(self, end):
+        """Counts the records after byte `end`; returns the byte after the last that was written."""
+        size = 4 * (4 + self.width + 1)
+        head, length = end, os.fstat(self._file.fileno()).st_size
+        self._file.seek(end)
+        while length - end >= size:
+            content = memoryview(self._file.read(max(1, BLOCK // size) * size))
+            num = len(content) // size
+            records = np.frombuffer(content, "<i4", num * size // 4).reshape(num, -1)
+            found = (zlib.crc32(content[i * size : (i + 1) * size - 4]) for i in range(num))
+            right = np.fromiter(found, np.uint32, num) == records[:, -1].view("<u4")
+            if not right[-1] and records[-1, -1] == 0 and end + num * size == length:
+                length -= size  # space that was reserved, and not written
+                records, right = records[:-1], right[:-1]
+            right &= (records[:, :3] >= 0).all(1) & (records[:, 2] < records[:, 3])
+            if not right.all():
+                number = (end - head) // size + int(np.argmin(right))
                 raise ValueError(
-                    f"path is {str(self.path)!r}; record {i} counts samples {body[2]} to {body[3]} of "
-                    f"input {body[0]} a second time."
+                    f"path is {str(self.path)!r}; record {number} of the log is damaged."
                 )
-            ranges.setdefault(place, []).append((body[2], body[3]))
-            whole.append(body)
-        return len(line), whole
+            if len(records):
+                self._count(records)
+            end += len(records) * size
+        return end
+
+
+def _parsed(line, path) -> dict:
+    """The first line of a log."""
+    try:
+        found = json.loads(line)
+        known = (
+            line.endswith(b"\n")
+            and found["format"] == FORMAT
+            and isinstance(found["width"], int)
+            and isinstance(found["header"], dict)
+        )
+    except (ValueError, TypeError, KeyError):
+        known = False
+    if not known:
+        raise ValueError(f"path is {str(path)!r}, which is no log of counts.")
+    return found
+
+
+def _meeting(ranges, start, stop):
+    """The first of the sorted ranges that has a number in `[start, stop)`, or None."""
+    i = bisect.bisect(ranges, start, key=lambda r: r[1])  # the first that ends after start
+    return ranges[i] if i < len(ranges) and ranges[i][0] < stop else None
+
+
+def _join(ranges, start, stop):
+    """Adds `[start, stop)` to sorted ranges that do not have any of it."""
+    i = bisect.bisect(ranges, (start, stop))
+    before = i > 0 and ranges[i - 1][1] == start
+    after = i < len(ranges) and ranges[i][0] == stop
+    start = ranges[i - 1][0] if before else start
+    stop = ranges[i][1] if after else stop
+    ranges[i - before : i + after] = [(start, stop)]
 
 
 def _lock(file, path):

@@ -2,7 +2,10 @@ r"""Training losses of smoothed classifiers, as pure functions of one example.
 
 Each takes `fn`, which maps a batch of examples to logits, draws `num_noise` copies of the example from
 `key`, and returns a scalar; over a batch, `jax.vmap` it over keys, examples and labels and average.
-Gradients are finite in float32 everywhere, also where all probability is on one class.
+Logits count as at most `LARGEST` in size and have no gradient beyond. With that, values and gradients
+are finite in float32 also where all probability is on one class and for logits that overflow, as long
+as the gradient itself fits: a logit times the slope of `fn` and the weights stays below 1e38.
+A label that is no class raises a ValueError, and gives NaN where it is traced.
 
     gaussian     cross-entropy at noisy copies
     stability    plus a penalty for predictions that noise changes
@@ -18,11 +21,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax import _checks
-from lipjax._numerics import safe_norm
+from lipjax._numerics import power_of_two, safe_norm
 from lipjax.typing import Array
 
 LEAST = 1e-6
 """Probabilities are kept this far from 0 and 1 where a logarithm or a quantile is taken."""
+
+LARGEST = 1e30
+"""Logits are kept within this distance of 0: differences and their weighted sums do not overflow."""
 
 
 def gaussian(key: Array, fn: Callable, x: Array, label, *, sigma, num_noise: int = 1) -> Array:
@@ -37,13 +43,16 @@ def gaussian(key: Array, fn: Callable, x: Array, label, *, sigma, num_noise: int
         num_noise: Noisy copies.
 
     Returns:
-        `float[]`.
+        `float[]`; NaN for a traced label that is no class.
+
+    Raises:
+        ValueError: for a known label that is no class, and arguments out of range.
 
     >>> fn = lambda x: jnp.stack([x, -x], -1)
     >>> bool(gaussian(jax.random.key(0), fn, jnp.float32(3), 0, sigma=0.1) < 0.01)
     True
     """
-    logits = fn(_noisy(key, x, sigma, num_noise))
+    logits = _logits(fn, _noisy(key, x, sigma, num_noise), label)
     return jnp.mean(_cross_entropies(logits, label))
 
 
@@ -66,8 +75,8 @@ def stability(
     True
     """
     _checks.nonnegative(weight=weight)
-    logits = fn(_noisy(key, x, sigma, num_noise))
-    clean = jax.nn.softmax(fn(x[None])[0])
+    logits = _logits(fn, _noisy(key, x, sigma, num_noise), label)
+    clean = jax.nn.softmax(_logits(fn, x[None], label)[0])
     change = -jnp.sum(clean[None] * jax.nn.log_softmax(logits), axis=-1)
     return jnp.mean(_cross_entropies(logits, label)) + weight * jnp.mean(change)
 
@@ -117,11 +126,11 @@ def smooth_adv(
     eps = jnp.asarray(eps, x.dtype)
 
     def objective(moved):
-        log = jax.nn.log_softmax(fn(moved[None] + noise))[:, label]
-        return -jax.nn.logsumexp(log) + jnp.log(jnp.asarray(num_noise, log.dtype))
+        return _mean_entropy(_logits(fn, moved[None] + noise, label), label)
 
     def ascend(_, delta):
-        slope = jax.grad(lambda d: objective(x + d))(delta)
+        slope = jnp.nan_to_num(jax.grad(lambda d: objective(x + d))(delta))
+        slope = slope / power_of_two(jnp.max(jnp.abs(slope)))  # or its norm might overflow
         size = safe_norm(slope)
         slope = slope / jnp.where(size > 0, size, 1)
         delta = delta + 2 * eps / num_steps * slope
@@ -130,7 +139,7 @@ def smooth_adv(
         return jnp.clip(x + delta, low, high) - x
 
     delta = lax.stop_gradient(lax.fori_loop(0, num_steps, ascend, jnp.zeros_like(x)))
-    return jnp.mean(_cross_entropies(fn((x + delta)[None] + noise), label))
+    return jnp.mean(_cross_entropies(_logits(fn, (x + delta)[None] + noise, label), label))
 
 
 def macer(
@@ -169,10 +178,11 @@ def macer(
     """
     _checks.nonnegative(weight=weight)
     _checks.positive(gap=gap, scale=scale)
-    logits = fn(_noisy(key, x, sigma, num_noise))
-    log = jax.nn.log_softmax(logits)[:, label]
-    entropy = jnp.log(jnp.asarray(num_noise, log.dtype)) - jax.nn.logsumexp(log)
-    p = jnp.mean(jax.nn.softmax(scale * logits), axis=0)
+    logits = _logits(fn, _noisy(key, x, sigma, num_noise), label)
+    entropy = _mean_entropy(logits, label)
+    # The largest is taken off before the product, which compilers may fuse with that difference.
+    below = logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    p = jnp.mean(jax.nn.softmax(scale * below), axis=0)
     own = p[label]
     others = jnp.where(jnp.arange(p.shape[0]) == label, -jnp.inf, p)
     next_best = jnp.max(others)
@@ -180,7 +190,7 @@ def macer(
     z_own, z_next = jax.scipy.special.ndtri(inside)
     short = gap - (z_own - z_next)
     active = (own > next_best) & (short > 0)
-    sigma = jnp.asarray(sigma, log.dtype)
+    sigma = jnp.asarray(sigma, entropy.dtype)
     return entropy + weight * sigma / 2 * jnp.where(active, short, 0)
 
 
@@ -217,7 +227,7 @@ def consistency(
     """
     _checks.nonnegative(weight=weight, entropy_weight=entropy_weight)
     _checks.integer(2, num_noise=num_noise)
-    logits = fn(_noisy(key, x, sigma, num_noise))
+    logits = _logits(fn, _noisy(key, x, sigma, num_noise), label)
     log = jax.nn.log_softmax(logits)
     log_mean = jax.nn.logsumexp(log, axis=0) - jnp.log(jnp.asarray(num_noise, log.dtype))
     mean = jnp.exp(log_mean)
@@ -239,5 +249,32 @@ def _noisy(key, x, sigma, num_noise):
     return x[None] + jnp.asarray(sigma, x.dtype) * noise
 
 
+def _logits(fn, x, label):
+    """The logits of a batch within their limits; NaN for a label that is no class."""
+    logits = fn(x)
+    num_classes = logits.shape[-1]
+    _check_label(label, num_classes)
+    label = jnp.asarray(label)
+    limit = min(LARGEST, float(jnp.finfo(logits.dtype).max) / 4)
+    bounded = jnp.clip(logits, -limit, limit)
+    return jnp.where((label >= 0) & (label < num_classes), bounded, jnp.nan)
+
+
+def _check_label(label, num_classes):
+    _checks.ranked(0, "(one example: use jax.vmap for a batch)", label=label)
+    if not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+        raise ValueError(f"label has dtype {jnp.result_type(label)}; it must be an integer.")
+    if not isinstance(label, jax.core.Tracer) and not 0 <= int(label) < num_classes:
+        raise ValueError(
+            f"label is {label}; it must be one of the {num_classes} classes, 0 to {num_classes - 1}."
+        )
+
+
 def _cross_entropies(logits, label):
     return -jax.nn.log_softmax(logits)[:, label]
+
+
+def _mean_entropy(logits, label):
+    """Minus the logarithm of the mean probability of the label."""
+    log = -_cross_entropies(logits, label)
+    return jnp.log(jnp.asarray(len(log), log.dtype)) - jax.nn.logsumexp(log)

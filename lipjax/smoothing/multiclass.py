@@ -33,6 +33,7 @@ def certify(
     alpha: float,
     budget: str = "auto",
     law_error: float = 0.0,
+    num_samples: int | None = None,
 ) -> Certificate:
     """The class and a radius that it holds within, or ABSTAIN.
 
@@ -48,6 +49,7 @@ def certify(
             as weighted. Its radii are the largest on average (in simulations with 10 and 1000 classes,
             but where nothing is uncertain: there 0.2 % below those of Cohen et al.).
         law_error: Of the noise, see `lipjax.smoothing.noise`; taken off every chance.
+        num_samples: Of the estimation, if its rows are to be checked against it.
 
     Returns:
         `Certificate` with float64 NumPy radii; `info` has `p_lower`, `p_upper` of the others, and the
@@ -70,6 +72,7 @@ def certify(
     _checks.one_of(BUDGETS, budget=budget)
     selection, estimation = _counts.checked(2, selection=selection, estimation=estimation)
     sigma = _counts.levels(alpha, sigma)
+    _counts.check_sums(num_samples, estimation=estimation)
     best = _counts.chosen(selection)
     votes = np.take_along_axis(estimation, best, -1)[..., 0]
     spend = {

@@ -22,6 +22,9 @@ from lipjax import _checks
 from lipjax.smoothing.noise import Gaussian
 from lipjax.typing import Array
 
+NO_VOTE = 0x6E6F6E65
+"""Of the key by which an example votes whose logits are no numbers."""
+
 
 class Moments(NamedTuple):
     """Exact sums of scores and of their squares, which do not depend on the order of the samples.
@@ -74,7 +77,8 @@ def sample_counts(
 
     Args:
         key: One random key.
-        fn: `float[b, ...] -> float[b, num_classes]`, logits of a batch. NaN logits vote for no class.
+        fn: `float[b, ...] -> float[b, num_classes]`, logits of a batch. An example with a NaN among its
+            logits votes for a class at random: every sample counts, and none is won by it.
         x: `float[...]`, one example; for many use `jax.vmap` over keys and examples, or a loop.
         sigma: Standard deviation of Gaussian noise, in the units of x; or
         noise: `(key, x) -> noisy x` for one example, such as those of `lipjax.smoothing.noise`; x may be
@@ -88,8 +92,8 @@ def sample_counts(
         `int32[num_classes]`.
 
     Raises:
-        ValueError: for an `fn` that does not return `[batch_size, num_classes]`, x of a wrong dtype,
-            numbers out of range.
+        ValueError: for an `fn` that does not return an array `[batch_size, num_classes]` or is not of
+            JAX, x of a wrong dtype, numbers out of range.
 
     Memory is that of one batch, whatever `num_samples`. Ties go to the first class. (The batches are a
     loop in the compiled program, in which XLA's CPU backend is slow at convolutions: there, jit one
@@ -103,11 +107,8 @@ def sample_counts(
     (1000, True)
     """
 
-    def count(total, logits, used):
-        best = jnp.argmax(jnp.where(jnp.isnan(logits), -jnp.inf, logits), axis=-1)
-        used = used & ~jnp.isnan(logits).any(-1)
-        votes = jax.nn.one_hot(best, num_classes, dtype=jnp.int32)
-        return total + jnp.sum(votes * used[:, None].astype(jnp.int32), axis=0)
+    def count(total, logits, used, keys):
+        return total + _votes(logits, used, keys)
 
     options = dict(
         sigma=sigma, noise=noise, num_samples=num_samples, batch_size=batch_size, start=start
@@ -142,20 +143,86 @@ def sample_moments(
     (1000, True)
     """
 
-    def add(total, scores, used):
-        scores = jnp.where(jnp.isnan(scores), 0, jnp.clip(scores, 0, 1)).astype(jnp.float32)
-        fixed = jnp.floor(scores * 2.0**24).astype(jnp.int32) * used[:, None].astype(jnp.int32)
-        return merge(total, _summed(fixed, jnp.sum(used.astype(jnp.int32))))
+    def add(total, scores, used, keys):
+        del keys
+        return merge(total, _moments(scores, used))
 
     _checks.within(1, 2**16, batch_size=batch_size)
     options = dict(
         sigma=sigma, noise=noise, num_samples=num_samples, batch_size=batch_size, start=start
     )
     noise = _check(key, x, num_classes, **options)
-    zero = Moments(
-        jnp.int32(0), jnp.zeros((3, num_classes), jnp.int32), jnp.zeros((5, num_classes), jnp.int32)
-    )
+    zero = _no_moments(num_classes)
     return _fold(key, fn, x, num_classes, add, zero, noise, num_samples, batch_size, start)
+
+
+def sample_both(
+    key: Array,
+    fn: Callable[[Array], Array],
+    x: Array,
+    *,
+    score: Callable[[Array], Array],
+    sigma: float | None = None,
+    noise: Callable[[Array, Any], Any] | None = None,
+    num_samples: int,
+    num_classes: int,
+    batch_size: int,
+    start: int | Array = 0,
+) -> tuple[Array, Moments]:
+    """`sample_counts` of `fn` and `sample_moments` of its scores, from the same samples.
+
+    Args:
+        score: `float[b, num_classes] -> float[b, num_classes]`, from logits to scores in [0, 1].
+
+    >>> counts, moments = sample_both(
+    ...     jax.random.key(0), lambda x: jnp.stack([x, -x], -1), jnp.float32(1.0),
+    ...     score=jax.nn.softmax, sigma=1.0, num_samples=1000, num_classes=2, batch_size=64,
+    ... )
+    >>> int(counts.sum()), int(moments.count)
+    (1000, 1000)
+    """
+
+    def add(total, logits, used, keys):
+        counts, moments = total
+        more = _moments(score(logits), used)
+        return counts + _votes(logits, used, keys), merge(moments, more)
+
+    _checks.within(1, 2**16, batch_size=batch_size)
+    options = dict(
+        sigma=sigma, noise=noise, num_samples=num_samples, batch_size=batch_size, start=start
+    )
+    noise = _check(key, x, num_classes, **options)
+    zero = jnp.zeros(num_classes, jnp.int32), _no_moments(num_classes)
+    return _fold(key, fn, x, num_classes, add, zero, noise, num_samples, batch_size, start)
+
+
+def _votes(logits, used, keys):
+    """`int32[K]`; an example without a largest logit votes at random.
+
+    A classifier that is undefined somewhere has no certificate, and one whose undefined votes are left
+    out is another one for every input. At random they are the votes of one classifier.
+    """
+    classes = logits.shape[-1]
+    unknown = jnp.isnan(logits).any(-1)
+    best = jnp.argmax(jnp.where(unknown[:, None], 0, logits), axis=-1).astype(jnp.int32)
+
+    def drawn(key):
+        return jax.random.randint(jax.random.fold_in(key, NO_VOTE), (), 0, classes, jnp.int32)
+
+    best = jnp.where(unknown, jax.vmap(drawn)(keys), best)
+    votes = jax.nn.one_hot(best, classes, dtype=jnp.int32)
+    return jnp.sum(votes * used[:, None].astype(jnp.int32), axis=0, dtype=jnp.int32)
+
+
+def _moments(scores, used) -> Moments:
+    scores = jnp.where(jnp.isnan(scores), 0, jnp.clip(scores, 0, 1)).astype(jnp.float32)
+    fixed = jnp.floor(scores * 2.0**24).astype(jnp.int32) * used[:, None].astype(jnp.int32)
+    return _summed(fixed, jnp.sum(used, dtype=jnp.int32))
+
+
+def _no_moments(classes) -> Moments:
+    zeros = (jnp.zeros((parts, classes), jnp.int32) for parts in (3, 5))
+    return Moments(jnp.zeros((), jnp.int32), *zeros)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -168,13 +235,17 @@ def _summed(fixed, count) -> Moments:
     top = fixed >> 12  # up to 2^12: one is not cut off
     low = fixed & 0xFFF
     zero = jnp.zeros(fixed.shape[1:], jnp.int32)
-    total = jnp.stack([zero, top.sum(0), low.sum(0)])
+    total = jnp.stack([zero, _sum(top), _sum(low)])
     # (top 2^-12 + low 2^-24)^2; a product has up to 24 bits, whose halves are summed apart.
     digits = [zero] * 5
     for product, place in ((top * top, 2), (top * low, 3), (top * low, 3), (low * low, 4)):
-        digits[place - 1] += (product >> 12).sum(0)
-        digits[place] += (product & 0xFFF).sum(0)
+        digits[place - 1] += _sum(product >> 12)
+        digits[place] += _sum(product & 0xFFF)
     return Moments(count, _carried(total), _carried(jnp.stack(digits)))
+
+
+def _sum(x):
+    return jnp.sum(x, axis=0, dtype=jnp.int32)
 
 
 def _carried(digits):
@@ -192,31 +263,59 @@ def _value(digits) -> np.ndarray:
     return (digits * 2.0 ** (-12 * np.arange(digits.shape[-2]))[:, None]).sum(-2)
 
 
-def depends_on_batch_mates(key: Array, fn, xs: Array, *, tolerance: float = 1e-4) -> bool:
+def depends_on_batch_mates(key: Array, fn, xs, *, tolerance: float = 1e-4) -> bool:
     """Whether an example's logits change with what else is in its batch.
 
     Args:
         key: One random key.
         fn: As in `sample_counts`.
-        xs: `float[b, ...]`, b at least 2 examples.
-        tolerance: Largest difference that counts as rounding, relative to the largest logit.
+        xs: `float[b, ...]`, b at least 2 examples, or a tuple of such arrays.
+        tolerance: Largest difference of a logit that counts as rounding, relative to its size and to
+            that of the middle one of all.
+
+    Raises:
+        ValueError: for an `fn` whose output does not have the length of its batch, or changes shape.
 
     >>> bad = lambda x: x - x.mean(0, keepdims=True)
     >>> depends_on_batch_mates(jax.random.key(0), bad, jnp.eye(3))
     True
     """
-    _checks.at_least_rank(1, "[b, ...]", xs=xs)
-    if xs.shape[0] < 2:
-        raise ValueError(f"xs has shape {xs.shape}; it must hold at least 2 examples.")
-    together = fn(xs)
-    order = jax.random.permutation(key, xs.shape[0])
-    others = jnp.concatenate([xs[:1], xs[order]])
-    alone = jnp.concatenate([fn(jnp.broadcast_to(x, (2, *x.shape)))[:1] for x in xs])
-    scale = jnp.max(jnp.abs(together)) + 1e-30
-    moved = jnp.maximum(
-        jnp.abs(fn(others)[1:] - together[order]).max(), jnp.abs(alone - together).max()
-    )
-    return bool(~(moved <= tolerance * scale))
+    leaves = jax.tree.leaves(xs)
+    _checks.nonnegative(tolerance=tolerance)
+    for leaf in leaves:
+        _checks.at_least_rank(1, "[b, ...]", xs=leaf)
+    count = leaves[0].shape[0]
+    if count < 2 or any(leaf.shape[0] != count for leaf in leaves):
+        raise ValueError(
+            f"xs has shapes {[leaf.shape for leaf in leaves]}; it must hold at least 2 examples."
+        )
+    together = np.asarray(fn(xs), np.float64)
+
+    def rows(batch, size):
+        out = np.asarray(fn(batch), np.float64)
+        for found, length in ((together, count), (out, size)):
+            if found.shape != (length, *together.shape[1:]):
+                raise ValueError(
+                    f"fn returns shape {found.shape} for a batch of {length} and {together.shape} for "
+                    f"one of {count}; the first axis must be that of the batch and the rest stay."
+                )
+        return out
+
+    order = np.asarray(jax.random.permutation(key, count))
+    others = jax.tree.map(lambda x: jnp.concatenate([x[:1], x[order]]), xs)
+    alone = [
+        rows(jax.tree.map(lambda x: jnp.stack([x[i], x[i]]), xs), 2)[:1]  # noqa: B023
+        for i in range(count)
+    ]
+    again = rows(others, count + 1)[1:][np.argsort(order)], np.concatenate(alone)
+    size = np.abs(together) + np.nanmedian(np.abs(together)) + 1e-30
+    for out in again:
+        same = (out == together) | (np.isnan(out) & np.isnan(together))
+        with np.errstate(invalid="ignore"):
+            same |= np.isfinite(out) & (np.abs(out - together) <= tolerance * size)
+        if not same.all():
+            return True
+    return False
 
 
 def _fold(key, fn, x, num_classes, add, total, noise, num_samples, batch_size, start):
@@ -224,17 +323,27 @@ def _fold(key, fn, x, num_classes, add, total, noise, num_samples, batch_size, s
     x = jax.tree.map(jnp.asarray, x)
 
     def step(total, first):
-        index = first + jnp.arange(batch_size)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(start + index)
-        out = fn(jax.vmap(noise, in_axes=(0, None))(keys, x))
-        if out.shape != (batch_size, num_classes):
+        index = first + jnp.arange(batch_size, dtype=jnp.int32)
+        numbers = jnp.asarray(start).astype(jnp.int32) + index
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
+        noisy = jax.vmap(noise, in_axes=(0, None))(keys, x)
+        try:
+            out = fn(noisy)
+        except jax.errors.TracerArrayConversionError as error:
             raise ValueError(
-                f"fn returns shape {out.shape} for a batch of {batch_size}; it must return "
+                "fn takes its input to NumPy; such a function, of NumPy or PyTorch for example, must be "
+                "passed through lipjax.smoothing.wrap.host."
+            ) from error
+        if getattr(out, "shape", None) != (batch_size, num_classes):
+            shape = getattr(out, "shape", None)
+            what = f"a {type(out).__name__}" if shape is None else f"shape {shape}"
+            raise ValueError(
+                f"fn returns {what} for a batch of {batch_size}; it must return an array of shape "
                 f"({batch_size}, {num_classes}), logits of num_classes={num_classes} classes."
             )
-        return add(total, out, index < num_samples), None
+        return add(total, out, index < num_samples, keys), None
 
-    firsts = jnp.arange(0, num_samples, batch_size)
+    firsts = jnp.arange(0, num_samples, batch_size, dtype=jnp.int32)
     if len(firsts) == 1:
         return step(total, firsts[0])[0]
     return lax.scan(step, total, firsts)[0]
@@ -253,7 +362,14 @@ def _check(key, x, num_classes, *, sigma, noise, num_samples, batch_size, start)
         noise.check(x)
     _checks.integer(1, num_samples=num_samples, batch_size=batch_size)
     _checks.integer(2, num_classes=num_classes)
-    _checks.nonnegative(start=start)
+    if not isinstance(start, jax.core.Tracer):
+        start = np.asarray(start)
+        whole = np.issubdtype(start.dtype, np.integer) and start.ndim == 0
+        if not (whole and 0 <= start <= 2**31 - num_samples):
+            raise ValueError(
+                f"start is {start}; it must be an integer of at least 0, and start + num_samples at "
+                "most 2^31."
+            )
     if num_samples >= 2**31:
         raise ValueError(f"num_samples is {num_samples}; it must be below 2^31. Add up parts.")
     return noise

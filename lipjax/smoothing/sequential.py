@@ -42,7 +42,15 @@ class Plan(NamedTuple):
     spent: float
 
 
-def plan(radius: float, *, sigma: float, alpha: float, looks, give_up: float = 0.001) -> Plan:
+def plan(
+    radius: float,
+    *,
+    sigma: float,
+    alpha: float,
+    looks,
+    give_up: float = 0.001,
+    law_error: float = 0.0,
+) -> Plan:
     """Boundaries for a target radius.
 
     Args:
@@ -52,6 +60,7 @@ def plan(radius: float, *, sigma: float, alpha: float, looks, give_up: float = 0
         looks: Numbers of samples after which to look, increasing.
         give_up: Chance to give up too early on a class whose chance is just what is tested for. It never
             makes a certificate wrong; 0 goes on while a boundary can be reached.
+        law_error: Of the noise, see `lipjax.smoothing.noise`; added to the chance that is tested for.
 
     The first look gets one part of alpha, the second two, the third three, and each what earlier ones
     left: later looks decide the classes that are close.
@@ -67,15 +76,16 @@ def plan(radius: float, *, sigma: float, alpha: float, looks, give_up: float = 0
 
     _checks.nonnegative(radius=radius)
     _checks.positive(sigma=sigma)
-    if not (isinstance(alpha, float) and 0 < alpha < 1):
+    if not (isinstance(alpha, float | np.floating) and 0 < alpha < 1):
         raise ValueError(f"alpha is {alpha!r}; it must be a number strictly between 0 and 1.")
     looks = np.asarray(looks)
     if looks.ndim != 1 or not looks.size or not np.issubdtype(looks.dtype, np.integer):
         raise ValueError(f"looks is {looks!r}; it must be a list of integers.")
     if looks[0] < 1 or np.any(np.diff(looks) < 1):
         raise ValueError(f"looks is {looks!r}; it must increase, from at least 1.")
-    _checks.within(0.0, 1.0, give_up=give_up)
-    chance = min(float(special.ndtr(radius / sigma)) * (1 + 1e-12), 1.0)
+    _checks.within(0.0, 1.0, give_up=give_up, law_error=law_error)
+    alpha = float(alpha)
+    chance = min((float(special.ndtr(radius / sigma)) + float(law_error)) * (1 + 1e-12), 1.0)
     law, before, carry, spent, boundary = np.ones(1), 0, 0.0, 0.0, []
     shares = alpha * np.arange(1, len(looks) + 1) / (len(looks) * (len(looks) + 1) / 2)
     for n, share in zip(looks, shares):

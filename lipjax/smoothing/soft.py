@@ -41,6 +41,7 @@ def certify(
     bound: str = "both",
     lipschitz=None,
     law_error: float = 0.0,
+    slope_error: float = 0.0,
 ) -> Certificate:
     """The class with the largest smoothed score and a radius that it holds within, or ABSTAIN.
 
@@ -55,13 +56,17 @@ def certify(
         lipschitz: l2 constant of every score on the whole space, a number or an upper `Bound`, for
             the larger radius of `lipjax.smoothing.lipschitz`.
         law_error: Of the noise, see `lipjax.smoothing.noise`; taken off.
+        slope_error: With `lipschitz`, the noise's `law_error(size, lipschitz=...)` for the same
+            constant: rounding to a grid makes steps of a slope. Taken off in place of `law_error` where
+            the constant is used.
 
     Returns:
         `Certificate` with float64 NumPy radii; `info` has `p_lower`, `p_upper` of the others, and the
         ledger, what each kind of failure got of alpha.
 
     Guarantee: with probability at least `1 - alpha` over the samples, either it abstains or
-    `prediction` has the largest smoothed score everywhere closer than `radius`.
+    `prediction` has the largest smoothed score everywhere closer than `radius`. With `lipschitz` this is
+    about scores that have that constant: up to the rounding of their evaluation.
 
     Raises:
         ValueError: for moments of different shapes or of scores that sum to more than one, fewer than 2
@@ -82,21 +87,28 @@ def certify(
     _checks.one_of(BOUNDS, bound=bound)
     _checked(selection, estimation)
     sigma = _counts.levels(alpha, sigma)
-    _checks.within(0.0, 1.0, law_error=law_error)
+    _checks.within(0.0, 1.0, law_error=law_error, slope_error=slope_error)
+    if slope_error and lipschitz is None:
+        raise ValueError(f"slope_error is {slope_error} without lipschitz; nothing would use it.")
     best, levels, ledger = _spend(selection, alpha, budget)
     mean, variance = estimation.mean, estimation.variance
     trials = np.asarray(estimation.count)[..., None]
     lower, upper = _bounds(mean, variance, trials, levels, bound)
-    p_lower = np.maximum(np.take_along_axis(lower, best, -1)[..., 0] - law_error, 0.0)
     np.put_along_axis(upper, best, 0.0, -1)
-    cap = 1 - p_lower + _excess(mean.shape[-1])
-    p_upper = np.minimum(np.minimum(upper.max(-1) + GRID + law_error, cap), 1.0)
-    if lipschitz is None:
-        with np.errstate(invalid="ignore"):  # a score that is at least 0 and one that is at most 1
-            radius = sigma / 2 * (-special.ndtri(1 - p_lower) - special.ndtri(p_upper))
-        radius = np.where(np.isnan(radius), 0.0, radius)
-    else:
-        radius = lipschitz_radius(p_lower, p_upper, lipschitz=lipschitz, sigma=sigma)
+
+    def chances(error):
+        own = np.maximum(np.take_along_axis(lower, best, -1)[..., 0] - error, 0.0)
+        cap = 1 - own + _excess(mean.shape[-1])
+        return own, np.minimum(np.minimum(upper.max(-1) + GRID + error, cap), 1.0)
+
+    p_lower, p_upper = chances(law_error)
+    with np.errstate(invalid="ignore"):  # a score that is at least 0 and one that is at most 1
+        radius = sigma / 2 * (-special.ndtri(1 - p_lower) - special.ndtri(p_upper))
+    radius = np.where(np.isnan(radius), 0.0, radius)
+    if lipschitz is not None:  # both hold where the bounds do
+        aware = chances(max(law_error, slope_error))
+        aware = lipschitz_radius(*aware, lipschitz=lipschitz, sigma=sigma)
+        radius = np.fmax(radius, aware)
     info = {"p_lower": p_lower, "p_upper": p_upper, "ledger": ledger}
     return _counts.certificate(best[..., 0], radius, info)
 

@@ -21,10 +21,17 @@ def host(fn: Callable, *, num_classes: int) -> Callable:
     Args:
         fn: `float32[b, ...] -> [b, num_classes]`, in NumPy, PyTorch (as
             `lambda x: model(torch.from_numpy(x)).numpy()`) or what else takes and gives NumPy arrays.
+            Instead of one array it may take a tuple or another tree of arrays with one first axis,
+            such as tokens and an image.
         num_classes: Number of classes.
 
+    Returns:
+        The function; it takes what `fn` takes, and returns `float32[b, num_classes]`.
+
     Raises:
-        ValueError: while running, for an `fn` that returns another shape.
+        ValueError: for inputs without a first axis in common, and for an `fn` that returns another
+            shape. Inside of jit, vmap and loops, where `fn` runs later, the second arrives as an error
+            of JAX's runtime that quotes it.
 
     >>> fn = host(lambda x: np.stack([x.sum(-1), -x.sum(-1)], -1), num_classes=2)
     >>> jax.jit(fn)(jnp.ones((3, 4))).shape
@@ -33,16 +40,26 @@ def host(fn: Callable, *, num_classes: int) -> Callable:
     _checks.integer(2, num_classes=num_classes)
 
     def called(x):
-        out = np.asarray(fn(np.array(x)))  # a copy: the program may write into it
-        if out.shape != (x.shape[0], num_classes):
+        out = np.asarray(fn(jax.tree.map(np.array, x)))  # a copy: the program may write into it
+        size = len(jax.tree.leaves(x)[0])
+        if out.shape != (size, num_classes):
             raise ValueError(
-                f"fn returns shape {out.shape} for a batch of {x.shape[0]}; it must return "
-                f"({x.shape[0]}, {num_classes})."
+                f"fn returns shape {out.shape} for a batch of {size}; it must return "
+                f"({size}, {num_classes})."
             )
         return out.astype(np.float32)
 
-    def run(x: Array) -> Array:
-        made = jax.ShapeDtypeStruct((x.shape[0], num_classes), jnp.float32)
+    def run(x):
+        x = jax.tree.map(jnp.asarray, x)
+        leaves = jax.tree.leaves(x)
+        sizes = {leaf.shape[:1] for leaf in leaves}
+        if len(sizes) != 1 or () in sizes:
+            raise ValueError(
+                f"x has shapes {[leaf.shape for leaf in leaves]}; all must have the same first axis."
+            )
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return jnp.asarray(called(x))
+        made = jax.ShapeDtypeStruct((*sizes.pop(), num_classes), jnp.float32)
         return jax.pure_callback(called, made, x, vmap_method="sequential")
 
     return run

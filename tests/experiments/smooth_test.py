@@ -1,5 +1,6 @@
 """Certifying a run by noise: a table from a log, the same after any interruption."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -38,10 +40,12 @@ def report(run):
 
 def test_every_method_from_the_same_samples(run, report, capsys):
     methods = report["methods"]
-    assert len(methods) == 7 and len(report["images"]) == 12
+    assert len(methods) == 8 and len(report["images"]) == 12
     for row in methods.values():
         assert row["certified"] == sorted(row["certified"], reverse=True)
         assert row["certified"][0] > 0.5 and row["mean_radius"] > 0.1
+    published, aware = methods["the same, as published"], methods["soft, Lipschitz-aware"]
+    assert published["mean_radius"] <= aware["mean_radius"]
     labels = np.array(report["labels"])
     for name, each in report["per_image"].items():
         right = np.array(each["prediction"]) == labels
@@ -109,8 +113,8 @@ def test_a_killed_job_goes_on(run, report, tmp_path):
     assert len(log.read_bytes()) == len(whole)
 
 
-def test_radii_hold_against_noise_at_moved_images(run, report):
-    """At half of its radius in a random direction the smoothed class is the same."""
+def test_attacks_on_the_smoothed_classifier_stay_outside_of_its_radii(run, report):
+    """Inside no attack changes the class; four times as far most do."""
     from experiments import config as configs
     from experiments import setup
     from lipjax.data import to_unit
@@ -119,27 +123,103 @@ def test_radii_hold_against_noise_at_moved_images(run, report):
     config = configs.read_run(run)
     data = setup.dataset(config)
     model, _, _ = certify.trained(run, config)
-    rng = np.random.default_rng(0)
     with smooth.CountLog(
-        run / "counts.log",
-        header=json.loads((run / "counts.log").read_bytes().split(b"\n")[0])["header"],
-        width=160,
+        run / "counts.log", header=smooth.stored_header(run / "counts.log"), width=90
     ) as log:
         sampled = smooth.collect(log, config.smoothing, np.array(report["images"]), 10)
     votes = [sampled[stage]["votes"] for stage in (0, 1)]
     found = smooth.gaussian.certify(*votes, sigma=0.25, alpha=0.001)
-    draw = jax.jit(
-        lambda key, x: sample_counts(
-            key, lambda x: model(x), x, sigma=0.25, num_samples=600, num_classes=10, batch_size=600
-        )
-    )
+
+    @jax.jit
+    def draw(key, x):
+        options = dict(sigma=0.25, num_samples=600, num_classes=10, batch_size=600)
+        return sample_counts(key, lambda x: model(x), x, **options)
+
+    @jax.jit
+    def uphill(key, x, label):
+        """The step against the smoothed score of the class that Gaussian noise differentiates."""
+
+        def score(x):
+            noise = 0.25 * jax.random.normal(key, (256, *x.shape))
+            return jnp.mean(jax.nn.softmax(model(x[None] + noise), axis=-1)[:, label])
+
+        return -jax.grad(score)(x)
+
+    def attacked(image, label, budget, key):
+        """Twenty steps of gradient descent on the smoothed score, kept within the budget."""
+        delta = np.zeros(image.shape, np.float32)
+        for step in range(20):
+            slope = np.asarray(uphill(jax.random.fold_in(key, step), image + delta, label))
+            delta = delta + np.float32(budget / 5) * slope / max(np.linalg.norm(slope), 1e-12)
+            delta = delta * np.float32(min(1, budget / np.linalg.norm(delta)))
+        return image + delta
+
     sure = np.flatnonzero(found.radius > 0.2)
     assert len(sure) > 3
+    broken = 0
     for i in sure:
-        image = to_unit(data.test.images[report["images"][i]], 16)
-        step = rng.normal(size=image.shape)
-        moved = image + np.float32(found.radius[i] / 2 * step / np.linalg.norm(step))
-        assert int(np.argmax(draw(jax.random.key(int(i)), moved))) == found.prediction[i]
+        image = np.asarray(to_unit(data.test.images[report["images"][i]], 16))
+        key, label = jax.random.key(int(i)), int(found.prediction[i])
+        inside = attacked(image, label, found.radius[i] * 0.99, key)
+        assert int(np.argmax(draw(key, inside))) == label
+        outside = attacked(image, label, found.radius[i] * 4, key)
+        broken += int(np.argmax(draw(key, outside))) != label
+    assert broken >= len(sure) / 2  # the attack is one
+
+
+def test_a_refused_command_changes_nothing(run, report):
+    """The choice of the map was overwritten before the log was looked at."""
+    before = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
+    for options in (
+        ["smoothing.sigma=0.5"],
+        ["smoothing.exact=False"],
+        ["smoothing.sigma=0.5", "smoothing.temperatures=7.0"],
+    ):
+        with pytest.raises(SystemExit, match="counts.log was made with"):
+            smooth.main([str(run), *options])
+    assert {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()} == before
+    again = smooth.main([str(run)])
+    assert again["methods"] == report["methods"]
+
+
+def test_a_map_that_is_asked_for_later_is_not_taken(run, report, capsys):
+    again = smooth.main([str(run), "smoothing.temperatures=7.0"])
+    assert again["map"] == report["map"]
+    assert "the map of soft scores stays" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["{}", '{"map": ["soft', '{"map": ["none", 1], "rows": []}'])
+def test_a_damaged_choice_of_the_map_is_named(run, report, content):
+    path = run / "map.json"
+    whole = path.read_bytes()
+    path.write_text(content)
+    try:
+        with pytest.raises(SystemExit, match="holds no choice of a map; delete it"):
+            smooth.main([str(run)])
+    finally:
+        path.write_bytes(whole)
+    path.unlink()
+    try:
+        with pytest.raises(SystemExit, match="map.json does not hold"):
+            smooth.main([str(run)])
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_log_of_other_images_is_refused(run, report, monkeypatch):
+    from experiments import setup
+
+    load = setup.dataset
+
+    def shuffled(*arguments):
+        data = load(*arguments)
+        order = np.arange(len(data.test.labels))[::-1]
+        test = data.test._replace(images=data.test.images[order], labels=data.test.labels[order])
+        return dataclasses.replace(data, test=test)
+
+    monkeypatch.setattr(setup, "dataset", shuffled)
+    with pytest.raises(SystemExit, match="counts.log was made with data = "):
+        smooth.main([str(run)])
 
 
 def test_bad_options_are_named(run):

@@ -1,5 +1,6 @@
 """Confidence bounds: against the reference values, and their failure rates by enumeration."""
 
+import decimal
 import json
 from pathlib import Path
 
@@ -54,8 +55,13 @@ def test_conservative_by_at_most_1e_8(trials, alpha):
     np.testing.assert_allclose(
         found.upper, 1 - clopper_pearson(trials - k, trials, alpha=alpha).lower, atol=1e-11
     )
-    table = confidence.lower_table(trials, alpha=alpha) if trials <= 1000 else found.lower
-    assert (np.diff(table) >= 0).all()
+    if trials <= 1000:
+        table, exact = (
+            confidence.failure_table(trials, alpha=alpha),
+            confidence.failure(np.arange(trials + 1), trials, alpha=alpha),
+        )
+        assert table.dtype == np.float32 and (np.diff(table) <= 0).all()
+        assert (table >= exact).all() and (table <= exact * (1 + 2.0**-22)).all()
 
 
 def failure_rate(lower, trials, p):
@@ -132,7 +138,7 @@ def test_kl_is_inside_hoeffding():
         (lambda: confidence.empirical_bernstein(0.5, 0.1, 1, alpha=0.1), "trials is 1"),
         (lambda: confidence.empirical_bernstein(0.5, 0.3, 100, alpha=0.1), "variance is 0.3"),
         (lambda: confidence.randomized_clopper_pearson(1, 2, 1.0, alpha=0.1), "uniform is 1.0"),
-        (lambda: confidence.lower_table(0, alpha=0.1), "trials is 0"),
+        (lambda: confidence.failure_table(0, alpha=0.1), "trials is 0"),
     ],
 )
 def test_bad_input_is_named(call, word):
@@ -158,3 +164,21 @@ def test_failure_in_jit():
     assert beyond(11) == beyond(-1) == 1
     with pytest.raises(ValueError, match="successes has dtype"):
         confidence.failure_in_jit(1.5, 10, alpha=0.1)
+
+
+@pytest.mark.parametrize("trials", [10**5, 2**31 - 1])
+def test_kl_bounds_hold_to_the_last_digit(trials):
+    """Where the entropy is a small difference of large terms, and where alpha is nearly 1."""
+    decimal.getcontext().prec = 60
+    for alpha in (0.001, 1 - 1e-12):
+        for mean in (0.5, 0.9, 1e-6):
+            p = decimal.Decimal(float(confidence.chernoff_kl(mean, trials, alpha=alpha).lower))
+            m, one = decimal.Decimal(mean), decimal.Decimal(1)
+            entropy = m * (m / p).ln() + (one - m) * ((one - m) / (one - p)).ln()
+            assert entropy >= -decimal.Decimal(alpha).ln() / trials
+
+
+def test_levels_too_small_for_the_inverse_give_trivial_bounds():
+    found = confidence.clopper_pearson(np.array([0, 5, 9, 10]), 10, alpha=1e-300)
+    assert not np.isnan(found.lower).any() and not np.isnan(found.upper).any()
+    assert (found.lower <= 1e-20).all() and (found.upper >= 1 - 1e-20).all()

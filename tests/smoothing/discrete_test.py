@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from lipjax.smoothing.discrete import worst_case
+from lipjax.smoothing.discrete import certify, worst_case
 from lipjax.smoothing.kernels import Ablation, Mask, Uniform
 from tests.smoothing.confidence_test import cases
 
@@ -113,3 +113,55 @@ def test_more_edits_leave_less_and_hundreds_do_not_overflow():
 def test_bad_input_is_named(call, word):
     with pytest.raises(ValueError, match=word):
         call()
+
+
+@pytest.mark.parametrize(
+    "p,kernel,num_edits",
+    [
+        (0.999, Uniform(0.25, 30_000), 100),
+        (0.999, Uniform(0.25, 30_000), 70),
+        (0.999, Uniform(0.01, 50_000), 49),
+        (0.999, Uniform(0.001, 2), 108),
+        (0.9, Uniform(1e-300, 3), 2),
+    ],
+)
+def test_clean_masses_too_small_for_a_number_count_as_missing(p, kernel, num_edits):
+    """Their attacked mass is nearly 1: kept, they made certificates of up to 0.99 (truth: 0)."""
+    assert worst_case(p, kernel=kernel, num_edits=num_edits) <= 1e-12
+    log_mass, log_ratio, _ = kernel.atoms(num_edits)
+    lost = np.exp(log_mass) == 0
+    assert lost.any() and np.exp(log_mass + log_ratio)[lost].sum() > 1e-4  # the negative control
+    everything = worst_case(1.0, kernel=kernel, num_edits=num_edits)
+    assert 1 - 1e-9 <= everything <= 1  # nothing is missing of a function that is always one
+
+
+@pytest.mark.parametrize(
+    "keep,length,d", [(5, 10**6, 1), (5, 10**5, 3), (300, 10**6, 200), (7, 9, 3)]
+)
+def test_ablation_of_long_texts_is_exact(keep, length, d):
+    from fractions import Fraction
+
+    seen = Fraction(1)
+    for i in range(d):
+        seen *= Fraction(max(length - keep - i, 0), length - i)
+    truth = max(Fraction(999, 1000) - (1 - seen), 0)
+    got = worst_case(0.999, kernel=Ablation(keep, length), num_edits=d)
+    assert got <= truth and truth - Fraction(float(got)) <= 1e-9
+
+
+def test_certified_edits_are_those_that_keep_the_class():
+    selection, estimation = [[90, 10, 0]] * 2, [[9_900, 80, 20], [5_100, 4_800, 100]]
+    kernel = Mask(0.9)
+    found = certify(selection, estimation, kernel=kernel, alpha=0.001, max_edits=20)
+    own, other = found.info["p_lower"], found.info["p_upper"]
+    assert found.prediction.tolist() == [0, -1] and found.radius[1] == 0
+    assert 0 < found.radius[0] <= 20
+    for d in range(21):
+        kept = worst_case(own[0], kernel=kernel, num_edits=d) > 1 - worst_case(
+            1 - other[0], kernel=kernel, num_edits=d
+        )
+        assert kept == (d <= found.radius[0])
+    few = certify(selection, estimation, kernel=kernel, alpha=0.001, max_edits=2)
+    assert few.radius[0] == 2
+    with pytest.raises(ValueError, match="num_samples is 9"):
+        certify(selection, estimation, kernel=kernel, alpha=0.001, max_edits=2, num_samples=9)

@@ -5,7 +5,7 @@ import pytest
 from scipy import optimize, special
 
 from lipjax.smoothing import gaussian, hybrid, multiclass
-from lipjax.smoothing.discrete import worst_case
+from lipjax.smoothing.discrete import rest, worst_case
 from lipjax.smoothing.kernels import Ablation, Mask, Uniform
 from tests.smoothing.confidence_test import cases
 from tests.smoothing.discrete_test import kernel_of
@@ -135,9 +135,35 @@ def test_the_fast_search_ends_where_bisection_does(kernel, threshold):
         found = hybrid.radius(p, kernel=kernel, num_edits=d, sigma=1.0, threshold=threshold)
         alive = worst_case(p, kernel=kernel, num_edits=d) >= threshold
         high = -special.ndtri(1 - p) - special.ndtri(threshold)
-        expected = hybrid._bisected(p[alive], high[alive] * (1 + 1e-9), kernel.atoms(d), threshold)
+        p_alive, atoms = p[alive], kernel.atoms(d)
+
+        def sure(rho, p=p_alive, atoms=atoms):
+            return hybrid._attacked(p, np.maximum(rho, hybrid.LEAST), atoms) >= threshold
+
+        expected = hybrid._bisected(high[alive] * (1 + 1e-9), sure)
         assert (found[alive] <= expected * (1 + 1e-12)).all() and not found[~alive].any()
         np.testing.assert_allclose(found[alive], expected, rtol=3e-10, atol=1e-8)
+
+
+@pytest.mark.parametrize("kernel", [Uniform(0.9, 30_000), Mask(0.7), Ablation(5, 40)])
+def test_the_search_between_two_chances_ends_where_bisection_does(kernel):
+    p = np.random.default_rng(0).uniform(0.5, 1, 200)
+    p = np.r_[p, 1 - 10.0 ** -np.arange(5, 15), 1.0]
+    q = (1 - p) * np.linspace(0, 1, len(p))
+    for d in (0, 1, 3):
+        found = hybrid.radius(p, q, kernel=kernel, num_edits=d, sigma=1.0)
+        atoms = kernel.atoms(d)
+        both = p, rest(q)
+        alive = sum(worst_case(c, kernel=kernel, num_edits=d) for c in both) > 1
+
+        def sure(rho, alive=alive, atoms=atoms, both=both):
+            rho = np.maximum(rho, hybrid.LEAST)
+            return sum(hybrid._attacked(c[alive], rho, atoms) for c in both) > 1
+
+        high = sum(-special.ndtri(1 - c[alive]) for c in both) / 2
+        expected = hybrid._bisected(np.minimum(high, 100.0) * (1 + 1e-9), sure)
+        assert (found[alive] <= expected * (1 + 1e-12)).all() and not found[~alive].any()
+        np.testing.assert_allclose(found[alive], expected, rtol=1e-8, atol=1e-8)
 
 
 def test_several_classes():

@@ -1,10 +1,16 @@
 """Lipschitz-aware radii: exact, never below Cohen's, 1-Lipschitz along real functions."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from scipy import integrate, special
 
-from lipjax.smoothing import lipschitz
+from lipjax import models
+from lipjax.data import load, to_unit
+from lipjax.smoothing import lipschitz, simplex
 from lipjax.smoothing.lipschitz import quantile, radius
 from lipjax.typing import Bound
 from tests.smoothing.confidence_test import cases
@@ -166,3 +172,146 @@ def test_smoothed_ramps_reach_their_constant():
         constant = lipschitz.smoothed(lipschitz=slope, sigma=sigma)
         np.testing.assert_allclose(measured, constant, rtol=1e-3)
         assert measured > constant / 2
+
+
+SIGMA, TEMPERATURE = 0.25, 0.1
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Soft scores of a network trained under noise, their constant, digits it has not seen."""
+    digits = load("digits")
+    images = to_unit(digits.train.images, 16)
+    labels = jnp.asarray(digits.train.labels, jnp.int32)
+    config = models.ConvNetConfig(
+        image_shape=(8, 8, 1),
+        conv_depth=0,
+        pool=1,
+        dense_depth=2,
+        dense_hidden=64,
+        head="orthogonal",
+    )
+    graph, params = nnx.split(models.LipschitzConvNet(config, rngs=nnx.Rngs(0)))
+    optimizer = optax.adam(0.01)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, key):
+        def loss(params):
+            logits = nnx.merge(graph, params)(images + noise_of(key, images.shape)) / TEMPERATURE
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):  # optax
+        for i in range(30):
+            params, state = step(params, state, jax.random.key(i))
+    model = nnx.merge(graph, params)
+    factor = simplex.component("softmax", temperature=TEMPERATURE, num_classes=10)
+    constant = model.bound() * Bound(factor, "upper")
+
+    @jax.jit
+    def scores(x):
+        return simplex.softmax(model(x), temperature=TEMPERATURE)
+
+    return scores, constant, to_unit(digits.test.images, 16), digits.test.labels
+
+
+def noise_of(key, shape):
+    return SIGMA * jax.random.normal(key, shape)
+
+
+def steepest(scores, constant, x, y, classes, noise):
+    """Slopes of the quantile between neighbours on a line, and their standard errors."""
+    places = np.linspace(-0.2, 1.2, 22)
+    step = (places[1] - places[0]) * float(jnp.linalg.norm((y - x).ravel()))
+    values = [scores((x + jnp.float32(t) * (y - x))[None] + noise) for t in places]
+    values = np.float64(np.stack(values)[..., classes])  # [places, samples, classes]
+    p = values.mean(1)
+    h = 1e-4 * np.minimum(p, 1 - p)
+    at, above, below = (quantile(q, lipschitz=constant, sigma=SIGMA) for q in (p, p + h, p - h))
+    # The same noise everywhere: what is left of its error is that of the difference.
+    linear = ((above - below) / (2 * h))[:, None] * values
+    error = np.diff(linear, axis=0).std(1) / np.sqrt(len(noise))
+    inside = ((p > 0.01) & (p < 0.99))[1:] & ((p > 0.01) & (p < 0.99))[:-1]
+    return np.abs(np.diff(at, axis=0))[inside] / step, error[inside] / step
+
+
+def test_one_lipschitz_along_lines_between_digits(trained):
+    """Slopes of up to half of what is allowed; a constant ten times too small allows too little."""
+    scores, constant, images, labels = trained
+    noise = noise_of(jax.random.key(1), (2000, 8, 8, 1))
+    largest, of_wrong = [], []
+    for i in range(0, 12, 2):
+        classes = np.unique(labels[i : i + 2])
+        line = images[i], images[i + 1], classes, noise
+        slope, error = steepest(scores, constant, *line)
+        assert (slope <= 1 + 4 * error).all() and error.max() < 0.02
+        largest.append(slope.max())
+        slope, error = steepest(scores, constant.value / 10, *line)
+        of_wrong.append((slope - 4 * error).max())
+    assert max(largest) > 0.3
+    assert max(of_wrong) > 1.2  # negative control
+
+
+def attacked(scores, x, own, other, radius, noise):
+    """Within the radius of every x: ascent of the difference of two smoothed scores, on fixed noise."""
+    radius = jnp.asarray(radius, jnp.float32).reshape(-1, 1, 1, 1)
+
+    def lengths(moves):
+        return jnp.maximum(jnp.sqrt((moves * moves).sum((1, 2, 3), keepdims=True)), 1e-20)
+
+    @jax.jit
+    def gradient(moves):
+        def gain(moves):
+            smoothed = jax.vmap(lambda x: scores(x[None] + noise).mean(0))(x + moves)
+            rows = jnp.arange(len(x))
+            return (smoothed[rows, other] - smoothed[rows, own]).sum()
+
+        return jax.grad(gain)(moves)
+
+    moves, steps = jnp.zeros_like(x), 15
+    for i in range(steps):
+        along = gradient(moves)
+        moves = moves + (1 - i / steps) * radius * along / lengths(along)
+        moves = moves * jnp.minimum(1, radius / lengths(moves))
+    return x + moves
+
+
+def leads(scores, x, own, key):
+    """By how much the smoothed score of the class leads, on fresh noise, and the standard error."""
+    values = np.float64([scores(one[None] + noise_of(key, (6000, 8, 8, 1))) for one in x])
+    rows = np.arange(len(x))
+    rest = values.mean(1)
+    rest[rows, own] = -1
+    gap = values[rows, :, own] - values[rows, :, rest.argmax(1)]
+    return gap.mean(1), gap.std(1) / np.sqrt(gap.shape[1]), rest.argmax(1)
+
+
+def test_attacks_on_the_smoothed_scores_stay_outside(trained):
+    """No change inside the radius, one within two radii; a constant 20 times too small is refuted."""
+    scores, constant, images, _ = trained
+    x = images[:6]
+    values = np.float64(
+        [scores(one[None] + noise_of(jax.random.key(1), (6000, 8, 8, 1))) for one in x]
+    )
+    rows, mean, error = np.arange(6), values.mean(1), 4 * values.std(1) / np.sqrt(6000)
+    own = mean.argmax(1)
+    other = leads(scores, x, own, jax.random.key(1))[2]
+    p, rest = (mean - error)[rows, own], mean + error
+    rest[rows, own] = 0
+    bounds = p, np.minimum(rest.max(1), 1 - p)
+    certified = radius(*bounds, lipschitz=constant, sigma=SIGMA)
+    wrong = radius(*bounds, lipschitz=constant.value / 20, sigma=SIGMA)
+    assert (certified > 0).all()
+    noise = noise_of(jax.random.key(2), (128, 8, 8, 1))
+
+    def change(within):
+        found = attacked(scores, x, own, other, within, noise)
+        lead, error, _ = leads(scores, found, own, jax.random.key(3))
+        return lead < -4 * error
+
+    assert not change(0.99 * certified).any()
+    assert change(2 * certified).sum() >= 4
+    assert change(0.99 * wrong).all()  # negative control

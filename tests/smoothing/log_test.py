@@ -1,17 +1,21 @@
 """The log of counts: nothing lost and nothing counted twice, whatever happens to the file."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lipjax.smoothing.log import ESTIMATION, SELECTION, CountLog
+from lipjax.smoothing import log as log_module
+from lipjax.smoothing.log import ESTIMATION, SELECTION, CountLog, stored_header
 
 HEADER = {"sigma": 0.5, "data": "digits"}
 ROOT = Path(__file__).parents[2]
@@ -28,6 +32,16 @@ def filled(path):
         log.add(0, ESTIMATION, 100, 150, [25, 15, 10])
         log.add(4, SELECTION, 0, 10, [0, 0, 10])
     return path.read_bytes()
+
+
+def first_line(width=3, header=HEADER):
+    line = {"format": log_module.FORMAT, "width": width, "header": header}
+    return json.dumps(line).encode() + b"\n"
+
+
+def record(index, stage, start, stop, values):
+    body = np.array([index, stage, start, stop, *values], "<i4").tobytes()
+    return body + zlib.crc32(body).to_bytes(4, "little")
 
 
 def test_what_was_added_comes_back(tmp_path):
@@ -55,8 +69,8 @@ def test_cut_anywhere_it_goes_on(tmp_path):
         path.write_bytes(whole[:cut])
         kept = (cut - head) // size
         with opened(path) as log:
-            records = sum(len(r) for r in log._ranges.values())
-            assert records == kept
+            samples = sum(int(log.total(i, s).sum()) for i in (0, 4) for s in (0, 1))
+            assert samples == [0, 10, 110, 160, 170][kept]
             if log.done(0, ESTIMATION) < 150:
                 start = log.done(0, ESTIMATION)
                 rest = expected - log.total(0, ESTIMATION)
@@ -64,9 +78,43 @@ def test_cut_anywhere_it_goes_on(tmp_path):
         with opened(path) as log:
             np.testing.assert_array_equal(log.total(0, ESTIMATION), expected)
     # A last record of full length whose content did not reach the disk.
-    path.write_bytes(whole[:-5] + b"\0" * 5)
-    with opened(path) as log:
-        assert log.indices() == [0]
+    for zeros in (5, size):
+        path.write_bytes(whole[:-zeros] + b"\0" * zeros)
+        with opened(path) as log:
+            assert log.indices() == [0]
+        assert path.read_bytes() == whole[:-size]
+
+
+def test_a_header_cut_anywhere_is_written_again(tmp_path):
+    path = tmp_path / "counts"
+    first = first_line()
+    for cut in range(len(first)):
+        path.write_bytes(first[:cut])
+        assert stored_header(path) is None
+        assert path.read_bytes() == first[:cut]
+        opened(path).close()
+        assert path.read_bytes() == first
+        filled(path)
+        with opened(path) as log:
+            assert log.done(0, ESTIMATION) == 150
+
+
+def test_the_stored_header(tmp_path):
+    path = tmp_path / "counts"
+    assert stored_header(path) is None and not path.exists()
+    filled(path)
+    with opened(path):  # no lock in the way
+        assert stored_header(str(path)) == HEADER
+    for content in (
+        b"some text",
+        b"some text\n",
+        b'{"format": "other"}\n',
+        first_line()[:-2] + b"\n",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is no log of counts"):
+            stored_header(path)
+        assert path.read_bytes() == content
 
 
 def test_no_sample_is_counted_twice(tmp_path):
@@ -84,17 +132,82 @@ def test_no_sample_is_counted_twice(tmp_path):
         opened(path)
 
 
+@pytest.mark.parametrize("block", [1, 100, 2**20])
+def test_records_in_any_order_and_in_blocks(tmp_path, monkeypatch, block):
+    """Sums, where to go on and what was counted do not depend on the order or on how a file is read."""
+    monkeypatch.setattr(log_module, "BLOCK", block)
+    path = tmp_path / "counts"
+    rng = np.random.default_rng(0)
+    places = [
+        (i, s, 7 * k, 7 * k + 7) for i in range(3) for s in (0, 1) for k in range(20) if k != 12
+    ]
+    values = rng.integers(-(2**31), 2**31, (len(places), 3))
+    order = rng.permutation(len(places))
+    content = first_line() + b"".join(record(*places[j], values[j]) for j in order)
+    path.write_bytes(content)
+    with opened(path) as log:
+        for i in range(3):
+            for s in (0, 1):
+                own = [p[:2] == (i, s) for p in places]
+                np.testing.assert_array_equal(log.total(i, s), values[own].sum(0))
+                assert log.done(i, s) == 84
+        with pytest.raises(ValueError, match="samples 0 to 84 of input 1 were counted before"):
+            log.add(1, 0, 83, 92, [0, 0, 0])
+        with pytest.raises(ValueError, match="samples 91 to 140 of input 1 were counted before"):
+            log.add(1, 0, 84, 92, [0, 0, 0])
+        log.add(1, 0, 84, 91, [0, 0, 0])
+        assert log.done(1, 0) == 140
+    for start, stop in ((0, 1), (6, 8), (83, 85), (90, 92), (0, 500), (139, 140)):
+        path.write_bytes(content + record(2, 1, start, stop, [1, 2, 3]))
+        with pytest.raises(ValueError, match="of input 2 a second time"):
+            opened(path)
+    for start, stop in ((5, 5), (6, 5), (-3, -1)):
+        path.write_bytes(content + record(2, 1, start, stop, [1, 2, 3]))
+        with pytest.raises(ValueError, match=f"record {len(places)} of the log is damaged"):
+            opened(path)
+
+
+def test_memory_is_that_of_the_totals(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_module, "BLOCK", 2**16)
+    path = tmp_path / "counts"
+    values = np.arange(160)
+    with open(path, "wb") as file:
+        file.write(first_line(width=160))
+        for start in range(2000):
+            for index in range(3):
+                file.write(record(index, 0, start, start + 1, values))
+    tracemalloc.start()
+    with opened(path, width=160) as log:
+        assert log.done(2, 0) == 2000 and (log.total(2, 0) == 2000 * values).all()
+        _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < path.stat().st_size / 4
+
+
 def test_damaged_and_foreign_files_are_refused_and_stay(tmp_path):
     path = tmp_path / "counts"
     whole = filled(path)
     head = whole.index(b"\n") + 1
-    flipped = bytearray(whole)
-    flipped[head + 20] ^= 1
+    size = (len(whole) - head) // 4
+
+    def flipped(position):
+        content = bytearray(whole)
+        content[position] ^= 1
+        return bytes(content)
+
     for content, options, word in (
-        (bytes(flipped), {}, "record 0 of the log is damaged"),
+        (flipped(head + 20), {}, "record 0 of the log is damaged"),
+        (flipped(len(whole) - size + 20), {}, "record 3 of the log is damaged"),
+        (flipped(len(whole) - 1), {}, "record 3 of the log is damaged"),
+        (whole[: -size - 4] + b"\0" * 4 + whole[-size:], {}, "record 2 of the log is damaged"),
+        (whole[:-4] + b"\0" * 4 + b"part", {}, "record 3 of the log is damaged"),
+        (flipped(whole.index(b"format")), {}, "is no log of counts"),
+        (flipped(whole.index(b"width")), {}, "is no log of counts"),
+        (flipped(whole.index(b"header")), {}, "is no log of counts"),
+        (flipped(head - 1), {}, "is no log of counts"),
         (b"some text\nmore", {}, "is no log of counts"),
         (b'{"format": "other"}\n', {}, "is no log of counts"),
-        (whole[: head - 1], {}, "is no log of counts"),
+        (whole[: head - 1], {"header": HEADER | {"sigma": 1.0}}, "is no log of counts"),
         (whole, {"header": HEADER | {"sigma": 1.0}}, "sigma = 0.5 instead of 1.0"),
         (whole, {"width": 4}, "width = 3 instead of 4"),
     ):
@@ -152,8 +265,24 @@ def test_bad_input_is_named(tmp_path):
             ((0, 0, 0, 5, [1, 2]), "values has 2 numbers"),
             ((-1, 0, 0, 5, [1, 2, 3]), "index is -1"),
             ((0, 0, 5, 5, [1, 2, 3]), "stop is 5"),
+            ((0, 0, 0, 5, [1, 2, 2**31]), "values is .*; it must hold integers that fit into 32"),
+            ((0, 0, 0, 5, [1, 2, -(2**31) - 1]), "values is"),
+            ((0, 0, 0, 5, [1, 2, 2**80]), "values is"),
+            ((0, 0, 0, 5, [1, 2, 0.5]), "values is"),
+            ((0, 0, 0, 5, np.ones(3, np.float32)), "values is"),
+            ((0, 0, 0, 5, np.full(3, 2**63, np.uint64)), "values is"),
+            ((2**31, 0, 0, 5, [1, 2, 3]), "index is 2147483648; it must be below 2.31"),
+            ((0, 2**31, 0, 5, [1, 2, 3]), "stage is 2147483648"),
+            ((0, 0, 2**31, 2**31 + 5, [1, 2, 3]), "start is 2147483648"),
+            ((0, 0, 0, 2**31, [1, 2, 3]), "stop is 2147483648"),
+            ((0.0, 0, 0, 5, [1, 2, 3]), "index is 0.0"),
+            ((0, 0, 0, 5.5, [1, 2, 3]), "stop is 5.5"),
         ):
             with pytest.raises(ValueError, match=word):
                 log.add(*arguments)
+        log.add(0, 0, 0, 2**31 - 1, np.array([2**31 - 1, 0, -(2**31)]))
+    with opened(tmp_path / "counts") as log:
+        assert log.indices() == [0] and log.done(0, 0) == 2**31 - 1
+        assert log.total(0, 0).tolist() == [2**31 - 1, 0, -(2**31)]
     with pytest.raises(ValueError, match="width is 0"):
         opened(tmp_path / "other", width=0)

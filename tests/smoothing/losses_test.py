@@ -1,6 +1,7 @@
 """Training losses: their formulas in float64, finite values and gradients where others give NaN."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,60 @@ def test_finite_everywhere(name, scale):
             assert jnp.isfinite(value) and jnp.isfinite(slope).all()
 
 
+SCALES = [0.0, 1e-38, 1.0, 1e6, 1e9, 3e9, 1e10, 1e20, 1e30, 3e38]
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["jit", "eager"])
+@pytest.mark.parametrize("name", ALL)
+def test_finite_for_logits_of_any_size(name, compiled):
+    """Compilers fuse the product of `fn` with the difference in a softmax, which overflowed."""
+
+    def run(scale, shift, x, label, sigma):
+        def fn(x):
+            return scale * jnp.stack([x, -x], -1) + scale * shift
+
+        loss = functools.partial(ALL[name], sigma=sigma)
+        return jax.value_and_grad(lambda x: loss(KEY, fn, x, label))(x)
+
+    run = jax.jit(run, static_argnums=3) if compiled else run
+    shifts, xs, sigmas = (0.0, 0.1), (1e-3, 0.37, -0.9), (0.0, 0.5)
+    if not compiled:  # slow
+        shifts, xs, sigmas = (0.0,), (0.37,), (0.5,)
+    for label in (0, 1):
+        for scale, shift, x, sigma in itertools.product(SCALES, shifts, xs, sigmas):
+            value, slope = run(*jnp.float32([scale, shift, x]), label, jnp.float32(sigma))
+            assert jnp.isfinite(value) and jnp.isfinite(slope), (scale, shift, x, sigma, label)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_logits_that_overflow_count_as_large(name):
+    """And have no gradient: infinite ones, right and wrong."""
+    for label in (0, 1):
+
+        def loss(x):
+            fn = lambda x: 3e38 * jnp.stack([x, -x], -1)  # noqa: E731
+            return ALL[name](KEY, fn, x, label, sigma=0.0, **options)  # noqa: B023
+
+        options = {"low": None, "high": None} if name == "smooth_adv" else {}
+        value, slope = jax.jit(jax.value_and_grad(loss))(jnp.float32(9.0))
+        assert slope == 0
+        if label == 1:
+            assert value >= 1.9 * losses.LARGEST and jnp.isfinite(value)
+
+
+def test_the_attack_sees_slopes_whose_norm_overflows():
+    x = jnp.full(100, 0.5)
+    seen = []
+
+    def fn(z):
+        seen.append(z)
+        steep = 1e38 * jnp.sum(z - 0.5, axis=1)
+        return jnp.stack([steep, -steep], -1)
+
+    losses.smooth_adv(KEY, fn, x, 0, sigma=0.0, eps=0.3, num_steps=1)
+    np.testing.assert_allclose(jnp.linalg.norm(seen[-1][0] - x), 0.3, rtol=1e-4)
+
+
 def test_negative_control_the_published_formula_is_not_finite():
     """The logarithm of a mean of probabilities that are all 0, as the published code writes it."""
     wrong = int(jnp.argmin(linear(X[None])[0]))
@@ -163,8 +218,27 @@ def test_they_train(name):
         (lambda: losses.macer(KEY, linear, X, 0, sigma=0.1, gap=0.0), "gap is 0.0"),
         (lambda: losses.consistency(KEY, linear, X, 0, sigma=0.1, num_noise=1), "num_noise is 1"),
         (lambda: losses.gaussian(KEY, linear, jnp.arange(6), 0, sigma=0.1), "x has dtype"),
+        (lambda: losses.gaussian(KEY, linear, X, 0.0, sigma=0.1), "label has dtype"),
+        (lambda: losses.gaussian(KEY, linear, X, jnp.arange(2), sigma=0.1), "label has shape"),
     ],
 )
 def test_bad_input_is_named(make, word):
     with pytest.raises(ValueError, match=word):
         make()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_labels_that_are_no_class(name):
+    """Refused where they are known, also while others are traced; NaN where they are not."""
+    loss = functools.partial(ALL[name], sigma=0.3)
+    for label in (-1, 4, np.uint8(200), jnp.int32(4)):
+        with pytest.raises(ValueError, match=f"label is {int(label)}; .* the 4 classes, 0 to 3"):
+            loss(KEY, linear, X, label)
+        with pytest.raises(ValueError, match="the 4 classes"):
+            jax.jit(lambda x: loss(KEY, linear, x, label))(X)  # noqa: B023
+    traced = jax.jit(lambda label: loss(KEY, linear, X, label))
+    for label, valid in ((-1, False), (0, True), (3, True), (4, False)):
+        value = traced(jnp.int32(label))
+        np.testing.assert_allclose(
+            value, loss(KEY, linear, X, label) if valid else jnp.nan, rtol=1e-4
+        )

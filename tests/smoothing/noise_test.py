@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
-from lipjax.smoothing import gaussian, noise
+from lipjax.smoothing import gaussian, lipschitz, noise
 from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from lipjax.smoothing.noise import Gaussian, IntegerGaussian, Product, Tokens
 from lipjax.smoothing.sampling import sample_counts
@@ -230,3 +230,101 @@ def test_bad_noise_is_named():
     ):
         with pytest.raises(ValueError, match=word):
             make()
+
+
+def test_rounded_noise_makes_steps_of_slopes_and_the_law_error_says_by_how_much():
+    """A ramp from 0 at pixel 0 to 1 at pixel 1: smoothed with rounded noise it is the step between.
+
+    Without its constant in the law error, balls of both classes overlap (the negative control).
+    """
+    levels, sigma = 4, 0.25
+    for refine in (1, 64):
+        law = IntegerGaussian(sigma, levels, refine)
+        grid = levels * refine
+        table = np.array([0, *(int(t) for t in noise._table(sigma, grid)), 2**64], dtype=object)
+        mass = np.diff(table).astype(np.float64) / 2.0**64
+        values = np.arange(len(mass)) - len(mass) // 2
+        means = [
+            (mass * np.clip((values + place * refine) / grid * levels, 0, 1)).sum()
+            for place in (0, 1)
+        ]
+        quantiles = [special.ndtr((place - 0.5) / levels / sigma) for place in (0, 1)]
+        if refine == 1:
+            np.testing.assert_allclose(means, quantiles, atol=1e-12)  # those of the step
+        radii = {}
+        for error in (0.0, law.law_error(1, lipschitz=levels)):
+            own = np.maximum(means[1] - error, 0), np.maximum(1 - means[0] - error, 0)
+            radii[error > 0] = sum(
+                float(lipschitz.radius(p, lipschitz=levels, sigma=sigma)) for p in own
+            )
+        assert radii[True] <= 1 / levels
+        assert (radii[False] > 1.03 / levels) == (refine == 1)
+        assert (radii[True] > 0.9 / levels) == (refine == 64)  # a finer grid costs little
+
+
+@pytest.mark.parametrize("sigma,levels", [(0.25, 255), (0.5, 16)])
+def test_the_finest_grid_is_the_same_noise(sigma, levels):
+    law = IntegerGaussian.finest(sigma, levels)
+    assert law.refine * levels * sigma > 990 and law.law_error(784) < 1e-9
+    assert (
+        law.law_error(784, lipschitz=1.0)
+        < 1e-5
+        < IntegerGaussian(sigma, levels).law_error(784, lipschitz=1.0)
+    )
+    x = jnp.array([0, levels, levels // 2], jnp.uint8)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    fine = np.asarray(jax.vmap(lambda k: law(k, x))(keys), np.float64)
+    parts = fine * 2 * levels * law.refine * law.dither
+    np.testing.assert_allclose(parts, np.round(parts), atol=0.6)
+    found = (fine - np.asarray(x) / levels).reshape(-1)
+    assert stats.kstest(found / sigma, "norm").pvalue > 1e-3
+    # Where a cell begins and ends does not show: without dither all lie in the middle.
+    inside = fine * levels * law.refine
+    inside = inside - np.round(inside)
+    assert stats.kstest(inside.reshape(-1) + 0.5, "uniform").pvalue > 1e-3
+
+
+def test_what_dither_misses_is_at_most_the_law_error():
+    """The transport from the dithered law of one pixel to the normal one, on a coarse grid."""
+    for sigma in (1.0, 3.0):
+        law = IntegerGaussian(sigma, 1, 1, 2**12)
+        ends = np.arange(-40.5, 41)
+        chance = np.diff(special.ndtr(ends / sigma))
+        inside = np.linspace(-0.5, 0.5, 2001)
+        total = 0.0
+        for i, mass in zip(range(-40, 41), chance):
+            if mass < 1e-14:
+                continue
+            exact = (special.ndtr((i + inside) / sigma) - special.ndtr((i - 0.5) / sigma)) / mass
+            total += mass * np.mean((exact - 0.5 - inside) ** 2)  # T - U at the same place
+        error = law.law_error(1, lipschitz=1.0)
+        assert np.sqrt(total) <= error <= 2.2 * np.sqrt(total) + 1e-3
+        assert error < IntegerGaussian(sigma, 1).law_error(1, lipschitz=1.0)
+
+
+def test_exponentials_are_at_most_an_eighth_of_their_slope_from_uniform():
+    t = np.linspace(0, 1, 4001)
+    gaps = [np.abs(np.expm1(a * t) / np.expm1(a) - t).max() / a for a in np.geomspace(1e-3, 30, 60)]
+    assert max(gaps) <= 1 / 8 + 1e-9 and gaps[0] > 0.1249
+
+
+def test_dither_that_does_not_fit_is_named():
+    for dither in (3, 2**20):
+        with pytest.raises(ValueError, match=f"dither is {dither}; it must be a power of two"):
+            IntegerGaussian(0.25, 255, 1, dither)
+
+
+@pytest.mark.parametrize("most", [1, 2, 9, 65_537, 128_254, 2**31 - 2])
+def test_remainders_of_64_bits_are_exact_for_every_alphabet(most):
+    """JAX's own draw takes 32 bits beyond 65,536, and is off by 6e-6 for a vocabulary of 128,256."""
+    found = np.asarray(noise._below(jax.random.key(1), (500,), most))
+    high, low = (np.asarray(a).astype(object) for a in noise._pair(jax.random.key(1), (500,)))
+    assert found.tolist() == [((int(h) << 32) + int(b)) % most for h, b in zip(high, low)]
+
+
+def test_large_vocabularies_are_replaced_by_any_other_token():
+    law = Tokens(Uniform(1.0, 128_256))
+    x = jnp.zeros(20_000, jnp.int32) + 128_255
+    found = np.asarray(law(jax.random.key(0), x))
+    assert found.min() >= 0 and found.max() < 128_255  # another one
+    assert abs(found.mean() / 128_255 - 0.5) < 0.02

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from scipy import special
 
-from lipjax.smoothing import sampling
+from lipjax.smoothing import gaussian, sampling
 from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from lipjax.smoothing.noise import Gaussian, IntegerGaussian, Tokens
 from lipjax.smoothing.sampling import sample_counts, sample_moments
@@ -131,14 +131,81 @@ def test_under_vmap_jit_and_over_devices():
     np.testing.assert_array_equal(sharded, one_by_one)
 
 
-def test_undefined_logits_vote_for_no_class():
-    def sometimes(x):
-        return jnp.where(x[..., :1] > 0.7, jnp.nan, line(x))
+def test_undefined_logits_vote_at_random_so_that_every_sample_counts():
+    """Left out, they would make a certificate of what is left: here of both classes (issue of a review).
 
-    counts = sample_counts(
-        jax.random.key(0), sometimes, X, num_samples=200, batch_size=50, **OPTIONS
+    Class 0 below 0, class 1 beyond 3.2 and no logits between: the chance of class 0 at 2.4 and of class
+    1 at 0, among the samples with logits, are both nearly 1.
+    """
+
+    def partly(x):
+        x = x[..., 0]
+        score = jnp.where(x < 0, 1.0, jnp.where(x > 3.2, -1.0, jnp.nan))
+        return jnp.stack([score, -score], -1)
+
+    n, radii, dropped, classes, kept = 100_000, [], [], [], []
+    for place in (0.0, 2.4):
+        x = jnp.array([place])
+        options = dict(sigma=1.0, num_classes=2, batch_size=10_000)
+        first = sample_counts(jax.random.key(1), partly, x, num_samples=100, **options)
+        counts = sample_counts(jax.random.key(2), partly, x, num_samples=n, **options)
+        assert counts.sum() == n
+        found = gaussian.certify(first, counts, sigma=1.0, alpha=0.001, num_samples=n)
+        radii.append(found.radius)
+        kept.append(int(found.prediction))
+        chance = special.ndtr(0 - place), special.ndtr(place - 3.2)
+        unknown = n * (1 - sum(chance)) / 2
+        np.testing.assert_allclose(counts, n * np.array(chance) + unknown, atol=5 * np.sqrt(n))
+        votes = np.round(n * np.array(chance)).astype(np.int64)  # those with logits alone
+        wrong = gaussian.certify(votes, votes, sigma=1.0, alpha=0.001)
+        dropped.append(wrong.radius)
+        classes.append(int(wrong.prediction))
+        with pytest.raises(
+            ValueError, match="num_samples is 100000, but estimation has rows that sum"
+        ):
+            gaussian.certify(votes, votes, sigma=1.0, alpha=0.001, num_samples=n)
+    assert classes == [0, 1] and sum(dropped) > 2.4  # the negative control: two classes, one place
+    assert kept[0] == kept[1] or sum(radii) <= 2.4
+
+
+def test_a_network_of_nan_abstains():
+    options = dict(sigma=1.0, num_classes=3, batch_size=1000)
+    fn = lambda x: jnp.full((len(x), 3), jnp.nan)  # noqa: E731
+    counts = sample_counts(jax.random.key(0), fn, X, num_samples=30_000, **options)
+    np.testing.assert_allclose(counts, 10_000, atol=500)
+    assert gaussian.certify(counts, counts, sigma=1.0, alpha=0.001).prediction == -1
+    again = sample_counts(
+        jax.random.key(0), fn, X, num_samples=30_000, **options | {"batch_size": 77}
     )
-    assert 50 < int(counts.sum()) < 150
+    np.testing.assert_array_equal(counts, again)
+
+
+def test_counts_and_moments_of_one_pass_are_those_of_two():
+    options = dict(sigma=0.5, num_classes=2, num_samples=300, batch_size=64)
+    key, score = jax.random.key(5), jax.nn.softmax
+    counts, moments = sampling.sample_both(key, line, X, score=score, **options)
+    np.testing.assert_array_equal(counts, sample_counts(key, line, X, **options))
+    expected = sample_moments(key, lambda x: score(line(x)), X, **options)
+    np.testing.assert_allclose(moments.mean, expected.mean, atol=1e-6)
+    assert int(moments.count) == 300
+
+
+def test_with_64_bits_enabled_the_types_stay():
+    noise = IntegerGaussian(0.5)
+    with jax.enable_x64(True):
+        for options in (dict(sigma=0.5), dict(noise=noise)):
+            x = X if "sigma" in options else jnp.array([100, 0, 3], jnp.int32)
+            options |= dict(num_samples=100, num_classes=2, batch_size=30)
+            counts = sample_counts(jax.random.key(0), line, x, **options)
+            found = sample_moments(jax.random.key(0), soft, x, **options)
+            assert counts.dtype == jnp.int32 and counts.sum() == 100
+            assert {leaf.dtype for leaf in found} == {np.dtype(np.int32)}
+            both, _ = sampling.sample_both(jax.random.key(0), line, x, score=soft_of, **options)
+            np.testing.assert_array_equal(both, counts)
+
+
+def soft_of(logits):
+    return jnp.clip(logits, 0, 1)
 
 
 def test_functions_that_see_their_batch_are_found():
@@ -147,8 +214,23 @@ def test_functions_that_see_their_batch_are_found():
     assert not sampling.depends_on_batch_mates(key, line, xs)
     assert sampling.depends_on_batch_mates(key, lambda x: line(x - x.mean(0, keepdims=True)), xs)
     assert sampling.depends_on_batch_mates(key, lambda x: line(x) * jnp.abs(x).max(), xs)
+
+    def masked(x, shift):  # one logit far below, which must not set the scale
+        return jnp.concatenate([line(x - shift), jnp.full((len(x), 1), -1e9)], -1)
+
+    assert sampling.depends_on_batch_mates(key, lambda x: masked(x, x.mean(0, keepdims=True)), xs)
+    assert not sampling.depends_on_batch_mates(key, lambda x: masked(x, 0.0), xs)
+    infinite = lambda x: jnp.concatenate([line(x), jnp.full((len(x), 1), -jnp.inf)], -1)  # noqa: E731
+    assert not sampling.depends_on_batch_mates(key, infinite, xs)
+    pair = (xs, jnp.arange(6))
+    assert not sampling.depends_on_batch_mates(key, lambda x: line(x[0]), pair)
+    assert sampling.depends_on_batch_mates(
+        key, lambda x: line(x[0]) + x[1].sum().astype(jnp.float32), pair
+    )
     with pytest.raises(ValueError, match="at least 2"):
         sampling.depends_on_batch_mates(key, line, xs[:1])
+    with pytest.raises(ValueError, match=r"fn returns shape \(2, 2\) for a batch of 2"):
+        sampling.depends_on_batch_mates(key, lambda x: jnp.ones((len(x), len(x))), xs)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +243,12 @@ def test_functions_that_see_their_batch_are_found():
         (dict(num_samples=0), "num_samples is 0"),
         (dict(batch_size=0), "batch_size is 0"),
         (dict(start=-1), "start is -1"),
+        (dict(start=0.5), "start is 0.5"),
+        (dict(start=2**31), "start is 2147483648"),
+        (dict(sigma=np.ones(3, np.float32)), "one number for all of x"),
+        (dict(sigma=float("inf")), "sigma is inf"),
+        (dict(fn=lambda x: (line(x), 1)), "fn returns a tuple"),
+        (dict(fn=lambda x: np.array(x)[:, :2]), "lipjax.smoothing.wrap.host"),
         (dict(num_samples=2**31), "below 2.31"),
         (dict(noise=lambda key, x: x), "exactly one of them"),
         (dict(sigma=None), "exactly one of them"),

@@ -33,10 +33,42 @@ def test_host_functions_under_vmap_and_their_errors():
     xs = jnp.stack([X, 2 * X])
     batched = jax.vmap(fn)(xs[:, None])
     np.testing.assert_allclose(batched[:, 0], xs @ W, rtol=1e-5)
-    with pytest.raises(Exception, match="it must return .5, 3."):
-        jax.block_until_ready(wrap.host(lambda x: x, num_classes=3)(jnp.ones((5, 6))))
+    wrong = wrap.host(lambda x: x, num_classes=3)
+    with pytest.raises(ValueError, match="it must return .5, 3."):
+        wrong(jnp.ones((5, 6)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="ValueError: fn returns .* return .5, 3."):
+        jax.block_until_ready(jax.jit(wrong)(jnp.ones((5, 6))))
     with pytest.raises(ValueError, match="num_classes is 1"):
         wrap.host(lambda x: x, num_classes=1)
+
+
+def test_host_functions_of_several_arrays():
+    """Tokens and an image: the same structure in NumPy, of each example alone or of a batch."""
+    table = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    seen = []
+
+    def program(x):
+        seen.append(jax.tree.map(type, x))
+        x["image"][...] *= 2  # its own copy
+        return table[x["text"][0]].sum(1) + x["image"] @ W
+
+    fn = wrap.host(program, num_classes=3)
+    tokens = jnp.array([[0, 1, 2, 3], [4, 4, 0, 1]], jnp.int32)
+    x = {"text": (tokens,), "image": jnp.stack([X, 3 * X])}
+    expected = table[np.asarray(tokens)].sum(1) + 2 * np.asarray(x["image"]) @ W
+    np.testing.assert_allclose(fn(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(fn)(x), expected, rtol=1e-5)
+    single = jax.tree.map(lambda a: a[:, None], x)
+    np.testing.assert_allclose(jax.vmap(fn)(single)[:, 0], expected, rtol=1e-5)
+    assert all(kinds == {"text": (np.ndarray,), "image": np.ndarray} for kinds in seen)
+    image = jnp.stack([X, 3 * X])
+    fewer = {"image": 0, "text": None}  # every image against the same tokens
+    both = jax.vmap(fn, in_axes=(fewer,))({"text": (tokens,), "image": jnp.stack([image, image])})
+    np.testing.assert_allclose(both, np.stack([expected, expected]), rtol=1e-5)
+    for bad in ({"text": (tokens[:1],), "image": image}, {"text": (tokens,), "image": 1.0}, {}):
+        for run in (fn, jax.jit(fn)):
+            with pytest.raises(ValueError, match="x has shapes .* the same first axis"):
+                run(bad)
 
 
 def test_pytorch_functions():
