@@ -18,6 +18,8 @@
 # comes from the same ones. Each may be wrong with chance alpha, and says how alpha was spent.
 
 # %%
+import functools
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -29,7 +31,7 @@ from lipjax import data, nn
 from lipjax.models import ConvNetConfig, LipschitzConvNet
 from lipjax.smoothing import curves, gaussian, lipschitz, losses, multiclass, simplex, soft
 from lipjax.smoothing.noise import Gaussian, IntegerGaussian
-from lipjax.smoothing.sampling import sample_moments
+from lipjax.smoothing.sampling import sample_both
 from lipjax.typing import ABSTAIN, Bound
 
 SIGMA, ALPHA = 0.25, 0.001
@@ -115,31 +117,26 @@ assert (np.diff(found.margin[:4]) < 0).all() and (np.diff(found.constant[:4]) < 
 #
 # Votes and scores of 40 test images: 100 noisy copies to choose with, 10,000 others to certify with.
 # Pixels and noise are integers (the digits have 16 levels), so that the noise has exactly the law that
-# the theorem speaks of. Sums of scores are exact too: they do not depend on batches or devices.
+# the theorem speaks of; the grid of the noise is finer than that of the pixels, since the certificate
+# that uses a Lipschitz constant feels the grid. Sums of scores are exact too: they do not depend on
+# batches or devices.
 
 # %%
-noise = IntegerGaussian(SIGMA, levels=16)
+noise = IntegerGaussian.finest(SIGMA, levels=16)
 images, labels = jnp.asarray(digits.test.images[::9]), digits.test.labels[::9]
 score = getattr(simplex, name)
-
-
-def both(z):
-    logits = network(z)
-    return jnp.concatenate([simplex.hardmax(logits), score(logits, temperature=temperature)], -1)
 
 
 def sample(stage, count):
     @jax.jit
     def one(j, image):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), j), stage)
-        return sample_moments(
-            key, both, image, noise=noise, num_samples=count, num_classes=20, batch_size=count
-        )
+        options = dict(num_samples=count, num_classes=10, batch_size=count)
+        scores = functools.partial(score, temperature=temperature)
+        return sample_both(key, network, image, score=scores, noise=noise, **options)
 
-    moments = [one(j, image) for j, image in enumerate(images)]
-    votes = np.stack([np.asarray(m.total[0, :10]) for m in moments])
-    halves = [m._replace(total=m.total[:, 10:], squares=m.squares[:, 10:]) for m in moments]
-    return votes, jax.tree.map(lambda *parts: np.stack(parts), *halves)
+    found = [one(j, image) for j, image in enumerate(images)]
+    return jax.tree.map(lambda *parts: np.stack(parts), *found)
 
 
 first_votes, first_scores = sample(0, 100)
@@ -152,15 +149,20 @@ assert (votes.sum(1) == 10_000).all()
 
 # %%
 options = dict(sigma=SIGMA, alpha=ALPHA, law_error=noise.law_error(64))
+counted = options | {"num_samples": 10_000}
 constant = bound * Bound(simplex.component(name, temperature=temperature, num_classes=10), "upper")
-certificates = {"Cohen et al.": gaussian.certify(first_votes, votes, **options)}
+certificates = {"Cohen et al.": gaussian.certify(first_votes, votes, **counted)}
 for budget in ("bonferroni", "partition", "auto"):
     certificates[f"all classes, {budget}"] = multiclass.certify(
-        first_votes, votes, budget=budget, **options
+        first_votes, votes, budget=budget, **counted
     )
 certificates["soft scores"] = soft.certify(first_scores, scores, **options)
 certificates["soft, Lipschitz-aware"] = soft.certify(
-    first_scores, scores, lipschitz=constant, **options
+    first_scores,
+    scores,
+    lipschitz=constant,
+    slope_error=noise.law_error(64, lipschitz=float(constant.value)),
+    **options,
 )
 
 figure, axis = plt.subplots(figsize=(6, 3.6))
@@ -182,13 +184,14 @@ axis.set(xlabel="l2 radius", ylabel="certified accuracy", ylim=(0, 1))
 axis.legend(fontsize=7)
 plt.show()
 mean = {t: curves.mean_radius(c.radius, c.prediction == labels) for t, c in certificates.items()}
-assert mean["soft, Lipschitz-aware"] > mean["soft scores"]
+assert mean["soft, Lipschitz-aware"] >= mean["soft scores"]
 assert mean["all classes, auto"] >= max(mean["all classes, bonferroni"], mean["Cohen et al."])
 
 # %% [markdown]
 # ## What knowing the Lipschitz constant is worth
 #
-# With votes nothing is known of the network, and 10,000 samples that all agree certify at most 0.83
+# Here nothing: the map that was chosen is so steep that its scores are nearly votes. With votes nothing
+# is known of the network, and 10,000 samples that all agree certify at most 0.83
 # at this noise. A score that is L-Lipschitz before it is smoothed changes slower: the quantile of a
 # normal number plus a uniform one of width 1/L takes the place of the normal quantile. The exact form
 # is never below the published approximation, which is not even increasing.

@@ -84,6 +84,9 @@ def certificates(images: int, rounds: int) -> dict:
         "hybrid, 1 edit": lambda: hybrid.radius(
             sure, kernel=Uniform(0.25, 30_000), num_edits=1, sigma=0.5, threshold=4.6e-5
         ),
+        "hybrid, 1 edit, 10 classes": lambda: hybrid.certify(
+            *small, kernel=Uniform(0.25, 30_000), max_edits=1, **OPTIONS
+        ),
         "soft scores, 10 classes": lambda: soft.certify(*moments, **OPTIONS),
         "soft scores, 10 classes, Lipschitz-aware": lambda: soft.certify(
             *moments, lipschitz=2.0, **OPTIONS
