@@ -194,8 +194,11 @@ def test_devices_share_the_constraint(depth):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", modules.LAYERS)
-@pytest.mark.parametrize("shape", [(8,), (2, 4)])
+@pytest.mark.parametrize(
+    "name,shape",
+    [(name, (8,)) for name in modules.LAYERS]
+    + [(name, (2, 4)) for name in ("SLLDense", "AOLDense", "SpectralConv")],
+)
 def test_devices_share_the_constraint_of_every_layer_with_its_gradient(name, shape):
     """Custom derivatives inside, also on a mesh with a second axis that holds copies."""
     axes = ("data", "model")[: len(shape)]
