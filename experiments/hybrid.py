@@ -324,6 +324,7 @@ def plot(path: Path, report, found: hybrid.HybridCertificate, correct) -> None:
         kept = correct & (found.edits >= d)
         one = curves.curve(found.radius[:, d], kept, grid, alpha=config["alpha"])
         axes.plot(grid, one.certified, label=f"{d} tokens changed", color=f"C{d % 10}")
+        axes.fill_between(grid, one.lower, one.upper, color=f"C{d % 10}", alpha=0.12, lw=0)
     axes.set(xlabel=report["unit"], ylabel="certified accuracy", ylim=(0, 1), xlim=(0, grid[-1]))
     axes.set_title(f"{config['data']}, beta {config['beta']:g}, sigma {config['sigma']:g}")
     axes.grid(alpha=0.3)

@@ -32,6 +32,8 @@ from lipjax.smoothing.sampling import Moments
 from lipjax.typing import Bound
 
 MAPS = ("softmax", "sparsemax", "entmax")
+BANDS = ("auto (the default)", "soft scores", "soft, Lipschitz-aware")
+"""Methods whose confidence band is drawn."""
 
 
 def main(arguments=None) -> dict:
@@ -367,7 +369,7 @@ def table(report: dict) -> str:
 
 
 def plot(path: Path, report, found, labels) -> None:
-    """Certified accuracy of every method, and the band of the soft one."""
+    """Certified accuracy of every method, and the bands of the main ones."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -380,8 +382,8 @@ def plot(path: Path, report, found, labels) -> None:
         one = curves.curve(radius, prediction == labels, grid, alpha=alpha)
         style = "--" if name.startswith("margin") else "-"
         axes.plot(grid, one.certified, style, label=name, color=f"C{i}")
-        if name == "soft scores":
-            axes.fill_between(grid, one.lower, one.upper, color=f"C{i}", alpha=0.15, lw=0)
+        if name in BANDS:
+            axes.fill_between(grid, one.lower, one.upper, color=f"C{i}", alpha=0.12, lw=0)
     settings = report["config"]["smoothing"]
     axes.set(
         xlabel="l2 radius (pixels in [0, 1])",

@@ -1,9 +1,9 @@
 """A film review and an emoji: praise or complaint, living being or thing; words masked, pixels noisy.
 
 command: python -m experiments.hybrid hybrid_reviews --data-dir DIR
-time:    2 minutes on 2 CPU cores, training included
-result:  of 250 test reviews, certified with 10,000 samples: 60.8 % right, 48.0 % whatever one word is
-         changed, 29.2 % with two, 16.4 % with three; 7.2 % also where all pixels move by 0.25. beta and
+time:    90 s on 2 CPU cores, training included
+result:  of 250 test reviews, certified with 10,000 samples: 62.8 % right, 46.4 % whatever one word is
+         changed, 30.8 % with two, 18.0 % with three; 7.2 % also where all pixels move by 0.25. beta and
          sigma were chosen on a validation part of the training split (two values of beta tried).
 """
 

@@ -235,7 +235,10 @@ class Tokens:
         return float(size * max(size, most) * 2.0**-62)
 
     def check(self, x) -> None:
-        """Refuses tokens outside of the alphabet, and a length that the kernel does not have."""
+        """Refuses tokens outside of the alphabet, and a length that the kernel does not have.
+
+        Sampling calls it. Under jit tokens are not known: call it on the data before.
+        """
         x = jnp.asarray(x)
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise ValueError(f"x has dtype {x.dtype}; tokens are integers.")
