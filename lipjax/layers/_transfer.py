@@ -64,6 +64,7 @@ def apply(weights: Transfer, x: Array) -> Array:
 
 def check(weights, x):
     """That x is an image of the right size."""
+    forms.check_made(weights, Transfer)
     _checks.real_floating(x=x)
     _checks.at_least_rank(3, "[..., height, width, channels]", x=x)
     height, half, channels, _ = weights.kernel.shape
@@ -84,6 +85,7 @@ def bound(weights: Transfer) -> Bound:
 
     The largest norm over the frequencies, which is that of the circular convolution.
     """
+    forms.check_made(weights, Transfer)
     return forms.upper_bound(weights, norm_bound(weights.kernel))
 
 

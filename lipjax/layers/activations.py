@@ -342,7 +342,9 @@ def resolve(activation) -> Activation:
         found = _REGISTRY.get(activation)
     elif callable(activation):
         found = _BY_FUNCTION.get(activation)
-        if found is None and isinstance(getattr(activation, "activation", None), Activation):
+        layer = hasattr(activation, "bound_weights")  # whose activation is a part of it alone
+        inner = getattr(activation, "activation", None)
+        if found is None and isinstance(inner, Activation) and not layer:
             found = activation.activation  # a module such as lipjax.nn.MaxMin
     if found is None:
         raise ValueError(

@@ -205,6 +205,7 @@ def linear_bound(weights: Linear) -> Bound:
     convolutions with zero or circular padding, any stride and size. NaN or infinite weights give
     infinity, a zero kernel a bound of nearly zero.
     """
+    check_made(weights, Linear)
     squared = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, None)
     return upper_bound(weights, math.sqrt(squared))
 
@@ -216,6 +217,7 @@ def residual_bound(weights: Residual) -> Bound:
     `(r - 1) x`, so the constant is at most `max(1, 2 r - 1)`. Needs a slope-restricted activation.
     NaN or infinite weights give infinity, a zero kernel 1.
     """
+    check_made(weights, Residual)
     ratio = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, weights.step)
     return upper_bound(weights, max(1.0, at_least(2 * at_least(ratio) - 1)))
 

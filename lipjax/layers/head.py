@@ -20,10 +20,22 @@ from lipjax.typing import Array, Bound
 
 
 class Params(NamedTuple):
-    """Free parameters and, after `constrain_dense`, weights.
+    """Free parameters; any values are valid.
 
     Attributes:
-        kernel: `float[features, classes]`; as weights, with columns of norm 1.
+        kernel: `float[features, classes]`.
+        bias: `float[classes]`.
+    """
+
+    kernel: Array
+    bias: Array
+
+
+class Head(NamedTuple):
+    """Weights of the layer.
+
+    Attributes:
+        kernel: `float[features, classes]`, with columns of norm 1.
         bias: `float[classes]`.
     """
 
@@ -42,15 +54,15 @@ def init_dense(key: Array, in_features: int, num_classes: int) -> Params:
     )
 
 
-def constrain_dense(params: Params) -> Params:
+def constrain_dense(params: Params) -> Head:
     """The weights: columns divided by their norms, up to rounding; zero columns stay zero."""
     largest = jnp.max(jnp.abs(params.kernel), axis=0, keepdims=True)
     kernel = params.kernel / jnp.broadcast_to(power_of_two(largest), params.kernel.shape)
     norms = safe_norm(kernel, axis=0, keepdims=True)
-    return Params(kernel * jnp.broadcast_to(safe_reciprocal(norms), kernel.shape), params.bias)
+    return Head(kernel * jnp.broadcast_to(safe_reciprocal(norms), kernel.shape), params.bias)
 
 
-def apply_dense(weights: Params, x: Array) -> Array:
+def apply_dense(weights: Head, x: Array) -> Array:
     """Logits `float[..., classes]` of features `float[..., features]`.
 
     >>> import jax, jax.numpy as jnp
@@ -58,18 +70,20 @@ def apply_dense(weights: Params, x: Array) -> Array:
     >>> apply_dense(weights, jnp.ones(4)).shape
     (3,)
     """
+    forms.check_made(weights, Head)
     return forms.affine(weights, x)
 
 
-def freeze_dense(params: Params) -> Params:
+def freeze_dense(params: Params) -> Head:
     """`constrain_dense` in float64 on the host, rounded: for evaluation."""
     return forms.frozen(constrain_dense, params)
 
 
-def bound(weights: Params) -> Bound:
+def bound(weights: Head) -> Bound:
     """Upper bound on the Lipschitz constant of the map from features to all logits.
 
     In float64 on the host, with exactly these floats. Between 1 and the square root of the number
     of classes for columns of norm 1. NaN or infinite weights give infinity, zeros zero.
     """
+    forms.check_made(weights, Head)
     return forms.upper_bound(weights, proved_norm(weights.kernel))

@@ -16,7 +16,7 @@ https://arxiv.org/abs/1906.04893).
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -170,12 +170,27 @@ def of_conv(
     return _linear(skip)
 
 
+def of_residual(linear: Callable[[Array], Array], shape: tuple[int, ...]) -> Matrices:
+    """The matrices of `lipjax.layers.forms.residual_of`: `x - 2 A s(A^T x + b)`.
+
+    Args:
+        linear: `x -> A^T x`, of examples of that shape.
+        shape: Of one example.
+
+    >>> import jax.numpy as jnp
+    >>> of_residual(lambda x: 0.5 * x, (2,)).multiplier.tolist()
+    [2.0, 2.0]
+    """
+    size = math.prod(shape)
+    inner = linear(jnp.eye(size).reshape(-1, *shape)).reshape(size, -1)
+    return _identity_skip(inner, jnp.full(inner.shape[1], 2, inner.dtype))
+
+
 def unknown(weights) -> ValueError:
     """The error for weights that no layer makes."""
     return ValueError(
         f"weights is a {type(weights).__name__}; it must be what constrain or freeze of a layer of "
-        "lipjax.layers returns (of a module of lipjax.nn: its weights()). For others: "
-        "residual(skip, outer, inner, multiplier)."
+        "lipjax.layers returns. For others: residual(skip, outer, inner, multiplier)."
     )
 
 

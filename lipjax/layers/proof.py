@@ -5,6 +5,7 @@ not hold for the weights, the code may not compute the layer that the condition 
 backward map of a residual layer may not be the adjoint of its forward map.
 """
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -42,8 +43,8 @@ class Proof(NamedTuple):
 def prove(
     key: Array,
     apply: Callable,
-    weights,
-    shape: tuple[int, ...],
+    weights=None,
+    shape: tuple[int, ...] = (),
     *,
     activation=None,
     padding: str = "zero",
@@ -57,7 +58,8 @@ def prove(
 
     Args:
         key: For the points at which the layer is tried.
-        apply: `(weights, x) -> y` of a layer of `lipjax.layers`, such as `sll.apply_conv`.
+        apply: `(weights, x) -> y` of a layer of `lipjax.layers`, such as `sll.apply_conv`; or a layer of
+            `lipjax.nn`, without weights and the options that it knows: `prove(key, layer, shape=(4,))`.
         weights: What its `constrain` or `freeze` made.
         shape: Of one example: `(features,)`, or `(*spatial, channels)`. Small: the layer is written
             out as a matrix, and its Jacobian too.
@@ -85,11 +87,25 @@ def prove(
     _checks.integer(1, num_points=num_points)
     _checks.integer(0, num_steps=num_steps)
     _checks.nonnegative(tol=tol)
-    if not isinstance(weights, lmi.KINDS):
-        raise lmi.unknown(weights)
+    if not isinstance(shape, tuple) or not shape:
+        raise ValueError(f"shape is {shape!r}; it must be that of one example, a tuple.")
+    _checks.per_axis(len(shape), shape=shape)
     given = dict(padding=(padding, "zero"), strides=(strides, 1), order=(order, None))
     given["activation"] = (activation, None)
     options = {name: value for name, (value, usual) in given.items() if value != usual}
+    static = {name: value for name, value in options.items() if name != "activation"}
+    used = options.get("activation", "relu")
+    if weights is None:
+        apply, weights, matrices, used = _of_module(apply, shape, options)
+    elif not isinstance(weights, lmi.KINDS):
+        raise lmi.unknown(weights)
+    else:
+
+        def matrices(weights):
+            if weights.kernel.ndim == 2:
+                return lmi.of_dense(weights)
+            return lmi.of_conv(weights, shape[:-1], **static)
+
     seeds = [int(s) for s in np.asarray(jax.random.bits(key, (3,)))]
     points = [np.random.default_rng(s).normal(size=(num_points, *shape)) for s in seeds]
 
@@ -98,7 +114,7 @@ def prove(
 
     double = jax.tree.map(_doubled, weights)
     eigenvalue, mismatch = on_host_float64(
-        lambda w, x: _against_matrices(layer, w, x, options), double, points[0]
+        lambda w, x: _against_matrices(layer, w, x, matrices(w), used), double, points[0]
     )
     norm = on_host_float64(lambda w, x: _steepest(layer, w, x, num_steps), double, points[1])
     adjoint = 0.0
@@ -155,15 +171,31 @@ def orthogonality(kernel: Array) -> Array:
     return jnp.where(total == 0, 0, own / jnp.where(total == 0, 1, total))
 
 
-def _against_matrices(layer, weights, points, options):
+def _of_module(module, shape, options):
+    """The function, the weights, the matrices and the activation of a layer of `lipjax.nn`."""
+    if not hasattr(module, "bound_weights"):
+        raise ValueError(
+            f"weights is None and apply a {type(module).__name__}; without weights it must be a layer "
+            "of lipjax.nn."
+        )
+    if options:
+        raise ValueError(
+            f"{min(options)} is given for a {type(module).__name__}, which has its own."
+        )
+    plain = copy.copy(module)
+    plain.activation = "identity"
+
+    def apply(weights, x, activation=None):
+        return (module if activation is None else plain).apply(weights, x)
+
+    used = getattr(module, "activation", "relu")
+    return apply, module.weights(), lambda weights: module.matrices(weights, shape), used
+
+
+def _against_matrices(layer, weights, points, matrices, activation):
     """Smallest eigenvalue of the condition, and how far the layer is from what it is about."""
-    if weights.kernel.ndim == 2:
-        matrices = lmi.of_dense(weights)
-    else:
-        static = {k: v for k, v in options.items() if k != "activation"}
-        matrices = lmi.of_conv(weights, points.shape[1:-1], **static)
     eigenvalue = jnp.linalg.eigvalsh(lmi.residual(*matrices)).min()
-    s = activations.slope_restricted(options.get("activation", "relu"))
+    s = activations.slope_restricted(activation)
     skip, outer, inner, _ = matrices
     linear = inner.shape[1] == 0  # the bias is then that of the output
     inside = _tiled(weights.bias, inner.shape[1])

@@ -176,6 +176,7 @@ def bound(weights: Sandwich) -> Bound:
     The square of the norm of `[A^T; B^T]`: dividing A and B by that norm gives a 1-Lipschitz layer,
     whose input and output it then scales.
     """
+    _check_made(weights)
     norm = _transfer.norm_bound(weights.kernel)
     usable = bool(np.isfinite(np.asarray(weights.log_psi)).all())
     return forms.upper_bound(weights, norm * norm if usable else math.inf)

@@ -110,6 +110,7 @@ def constrain_conv(params: Params, *, num_iters: int = 4) -> Skew:
 
 def linear_conv(weights: Skew, x: Array, *, order: int = ORDER, padding: str = "zero") -> Array:
     """The convolution of `float[..., *spatial, n]`, without its bias; linear in x."""
+    forms.check_made(weights, Skew)
     _checks.integer(1, order=order)
     if x.shape[-1] != weights.kernel.shape[-2]:
         raise ValueError(
@@ -157,6 +158,7 @@ def bound(weights: Linear | Skew, *, order: int = ORDER) -> Bound:
     _checks.integer(1, order=order)
     if isinstance(weights, Linear):
         return forms.linear_bound(weights)
+    forms.check_made(weights, Skew)
 
     def norm(kernel):
         return conv_gram_iteration(_skew(kernel), padding="any", num_iters=12)
@@ -227,7 +229,7 @@ def _skew(kernel):
     pads = [(0, 0)] * (kernel.ndim - 2) + [(0, size - rows), (0, size - cols)]
     square = jnp.pad(kernel, pads)
     mirrored = jnp.flip(jnp.swapaxes(square, -1, -2), tuple(range(kernel.ndim - 2)))
-    return (square - mirrored) / 2
+    return square / 2 - mirrored / 2  # the difference may overflow
 
 
 def _check_odd(window, what: str):

@@ -1,15 +1,18 @@
 """Flax modules that hold parameters and delegate, and the two ways to make weights of them once."""
 
+import functools
 import operator
+import types
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lipjax import _checks
-from lipjax.layers import activations
+from lipjax.layers import activations, forms, lmi
 from lipjax.typing import Array, Bound
 
 
@@ -54,9 +57,38 @@ class Constrained(nnx.Module):
         """Upper bound on the layer's l2 Lipschitz constant, proved in float64 on the host."""
         return self.bound_weights(self.weights())
 
+    def matrices(self, weights, shape: tuple[int, ...]) -> lmi.Matrices:
+        """The layer with these weights as matrices, for one example of that shape.
+
+        Raises:
+            ValueError: for a module that is made of several layers; each has its own.
+        """
+        if not isinstance(weights, lmi.KINDS):
+            raise ValueError(
+                f"{type(self).__name__} is no linear, residual or sandwich layer, or made of several "
+                "layers; prove its layers one by one."
+            )
+        if len(shape) == 1:
+            return lmi.of_dense(weights)
+        options = {
+            name: getattr(self, name) for name in ("padding", "order") if hasattr(self, name)
+        }
+        if isinstance(weights, forms.Linear):
+            options["strides"] = getattr(self, "strides", 1)
+        return lmi.of_conv(weights, shape[:-1], **options)
+
     def _set(self, weights) -> None:
         self.explicit = Weights(weights)
         self.free = None
+
+
+def key_of(rngs) -> Array:
+    """The next key for parameters."""
+    if not isinstance(rngs, nnx.Rngs):
+        raise ValueError(
+            f"rngs is {rngs!r}; it must be flax.nnx.Rngs of a seed, such as nnx.Rngs(0)."
+        )
+    return rngs.params()
 
 
 def take_params(**named):
@@ -158,7 +190,7 @@ def rounded(module: nnx.Module, dtype) -> nnx.Module:
     True
     """
     try:
-        floating = jnp.issubdtype(dtype, jnp.floating)
+        floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
     except TypeError:
         floating = False
     if not floating:
@@ -306,15 +338,40 @@ class Stack(Constrained):
 
 def _check_alike(layers):
     """Of the layers only the first is kept, so the others must be as it is."""
-    first = nnx.graphdef(layers[0])
     shapes = jax.tree.map(jnp.shape, layers[0].free and layers[0].free.get_value())
     for i, layer in enumerate(layers[1:], start=1):
         same = jax.tree.map(jnp.shape, layer.free and layer.free.get_value()) == shapes
-        if not same or nnx.graphdef(layer) != first:
+        if not same or not _alike(layers[0], layer):
             raise ValueError(
                 f"make builds a first layer and a layer {i} that differ in shape or options; in a Stack "
                 "all are alike. Call layers that differ one after the other, or use lipjax.nn.Chain."
             )
+
+
+def _alike(a, b) -> bool:
+    """Whether two options, or all of two modules, are the same; functions are if their code is."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, nnx.Variable):
+        return True  # parameters may differ
+    if isinstance(a, nnx.Module | activations.Activation):
+        names = {name for name in vars(a) if not name.startswith("_")}
+        others = {name for name in vars(b) if not name.startswith("_")}
+        return names == others and all(_alike(getattr(a, n), getattr(b, n)) for n in names)
+    if isinstance(a, functools.partial):
+        return _alike((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
+    if isinstance(a, types.FunctionType):
+        cells = [[c.cell_contents for c in f.__closure__ or ()] for f in (a, b)]
+        return a is b or (
+            a.__code__ == b.__code__
+            and _alike(cells[0], cells[1])
+            and _alike((a.__defaults__, a.__kwdefaults__), (b.__defaults__, b.__kwdefaults__))
+        )
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_alike(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    return a is b or bool(np.all(a == b))
 
 
 def _stack(trees):

@@ -17,7 +17,7 @@ from lipjax.layers import (
     skew,
     triangular,
 )
-from lipjax.nn.constrained import Constrained
+from lipjax.nn.constrained import Constrained, key_of
 from lipjax.nn.layers import _LinearConv, _LinearDense
 from lipjax.typing import Array, Bound
 
@@ -145,7 +145,7 @@ class HouseholderDense(_LinearDense):
         rngs: nnx.Rngs,
     ):
         params = householder.init_dense(
-            rngs.params(), in_features, out_features, num_reflections=num_reflections
+            key_of(rngs), in_features, out_features, num_reflections=num_reflections
         )
         Constrained.__init__(self, params)
         self.options = {}
@@ -189,7 +189,7 @@ class ReflectorDense(_LinearDense):
     module = reflector
 
     def __init__(self, features: int, *, rank: int | None = None, depth: int = 1, rngs: nnx.Rngs):
-        params = reflector.init_dense(rngs.params(), features, rank=rank, depth=depth)
+        params = reflector.init_dense(key_of(rngs), features, rank=rank, depth=depth)
         Constrained.__init__(self, params)
         self.options = {}
 
@@ -222,7 +222,7 @@ class BCOPConv(Constrained):
     ):
         _checks.one_of(("zero", "circular"), padding=padding)
         options = {"kernel_size": kernel_size, "stride": stride}
-        super().__init__(block.init_conv(rngs.params(), in_features, out_features, **options))
+        super().__init__(block.init_conv(key_of(rngs), in_features, out_features, **options))
         self.padding = padding
 
     def constrain(self, params):
@@ -270,7 +270,7 @@ class SOCConv(Constrained):
         _checks.one_of((3, 4, 7, 8, 11, 12), order=order)
         _checks.one_of(("zero", "circular"), padding=padding)
         super().__init__(
-            skew.init_conv(rngs.params(), in_features, out_features, kernel_size=kernel_size)
+            skew.init_conv(key_of(rngs), in_features, out_features, kernel_size=kernel_size)
         )
         self.order = order
         self.padding = padding
@@ -340,7 +340,7 @@ class CayleyConv(_FrequencyConv):
         input_size: int | tuple[int, int],
         rngs: nnx.Rngs,
     ):
-        params = cayley.init_conv(rngs.params(), in_features, out_features, kernel_size=kernel_size)
+        params = cayley.init_conv(key_of(rngs), in_features, out_features, kernel_size=kernel_size)
         super().__init__(params, input_size)
 
 
@@ -371,7 +371,7 @@ class ReflectorConv(_FrequencyConv):
         rngs: nnx.Rngs,
     ):
         params = reflector.init_conv(
-            rngs.params(), channels, rank=rank, kernel_size=kernel_size, depth=depth
+            key_of(rngs), channels, rank=rank, kernel_size=kernel_size, depth=depth
         )
         super().__init__(params, input_size)
 
@@ -392,7 +392,7 @@ class SandwichDense(Constrained):
 
     def __init__(self, in_features: int, out_features: int, *, activation="relu", rngs: nnx.Rngs):
         activations.slope_restricted(activation)
-        super().__init__(sandwich.init_dense(rngs.params(), in_features, out_features))
+        super().__init__(sandwich.init_dense(key_of(rngs), in_features, out_features))
         self.activation = activation
 
     def constrain(self, params):
@@ -434,7 +434,7 @@ class SandwichConv(_FrequencyConv):
     ):
         activations.slope_restricted(activation)
         params = sandwich.init_conv(
-            rngs.params(), in_features, out_features, kernel_size=kernel_size
+            key_of(rngs), in_features, out_features, kernel_size=kernel_size
         )
         super().__init__(params, input_size)
         self.activation = activation

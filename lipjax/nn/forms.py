@@ -9,7 +9,7 @@ import functools
 import jax.numpy as jnp
 from flax import nnx
 
-from lipjax.layers import activations, forms
+from lipjax.layers import activations, forms, lmi
 from lipjax.nn.constrained import Constrained, take_params
 from lipjax.typing import Bound
 
@@ -49,6 +49,9 @@ class Residual(Constrained):
         linear = functools.partial(self.layer.linear, weights)
         return forms.residual_of(linear, x, weights.bias, activation=self.activation)
 
+    def matrices(self, weights, shape) -> lmi.Matrices:
+        return lmi.of_residual(functools.partial(self.layer.linear, weights), shape)
+
     def freeze_params(self, params):
         return self.layer.freeze_params(params)
 
@@ -76,6 +79,13 @@ class Chain(Constrained):
     def __init__(self, *layers):
         if not layers:
             raise ValueError("layers is empty; it must hold at least one layer.")
+        for layer in layers:
+            plain = isinstance(layer, nnx.Module) and not hasattr(layer, "activation")
+            if isinstance(layer, list | tuple) or (plain and not isinstance(layer, Constrained)):
+                raise ValueError(
+                    f"layers has a {type(layer).__name__}; each must be a layer of lipjax.nn, or a "
+                    "1-Lipschitz activation by name, one argument each."
+                )
         names = tuple(
             None if isinstance(layer, Constrained) else activations.named(layer) for layer in layers
         )

@@ -10,7 +10,7 @@ from flax import nnx
 
 from lipjax import _checks
 from lipjax.layers import _convolution, activations, aol, cpl, forms, head, rescaled, sll
-from lipjax.nn.constrained import Constrained
+from lipjax.nn.constrained import Constrained, key_of
 from lipjax.spectral.rescaling import SIDES
 from lipjax.typing import Bound
 
@@ -22,7 +22,7 @@ class _ResidualDense(Constrained):
 
     def __init__(self, features: int, hidden: int, *, activation="relu", rngs: nnx.Rngs):
         activations.slope_restricted(activation)
-        super().__init__(self.module.init_dense(rngs.params(), features, hidden))
+        super().__init__(self.module.init_dense(key_of(rngs), features, hidden))
         self.activation = activation
 
     def constrain(self, params):
@@ -56,7 +56,7 @@ class _ResidualConv(Constrained):
         activations.slope_restricted(activation)
         _convolution.check_padding(padding)
         super().__init__(
-            self.module.init_conv(rngs.params(), channels, hidden, kernel_size=kernel_size)
+            self.module.init_conv(key_of(rngs), channels, hidden, kernel_size=kernel_size)
         )
         self.activation = activation
         self.padding = padding
@@ -80,7 +80,7 @@ class _LinearDense(Constrained):
     module = aol
 
     def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs, **initial):
-        params = self.module.init_dense(rngs.params(), in_features, out_features, **initial)
+        params = self.module.init_dense(key_of(rngs), in_features, out_features, **initial)
         super().__init__(params)
         self.options = {}
 
@@ -120,7 +120,7 @@ class _LinearConv(Constrained):
         _convolution.check_padding(padding)
         _checks.per_axis(2, strides=strides)
         params = self.module.init_conv(
-            rngs.params(), in_features, out_features, kernel_size=kernel_size, **initial
+            key_of(rngs), in_features, out_features, kernel_size=kernel_size, **initial
         )
         super().__init__(params)
         self.options = {}
@@ -399,13 +399,14 @@ class Householder(Constrained):
         if order == 1:
             angles = jnp.full(channels // 2, jnp.pi / 2)
         else:
-            angles = jax.random.uniform(rngs.params(), (3, channels // 2), maxval=jnp.pi)
+            angles = jax.random.uniform(key_of(rngs), (3, channels // 2), maxval=jnp.pi)
         super().__init__(angles)
 
     def constrain(self, params):
         return params
 
     def apply(self, weights, x):
+        _convolution.check_dtype(weights, x)
         order_1 = weights.ndim == 1
         return (activations.householder if order_1 else activations.householder_order_2)(x, weights)
 

@@ -78,3 +78,17 @@ def test_images_of_another_size_are_refused():
         cayley.transform(jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="input_size"):
         cayley.constrain_conv(params, input_size=0)
+
+
+@pytest.mark.parametrize("scale", [10.0, 100.0, 1000.0, 1e20])
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (4, 16), (16, 4)])
+def test_large_scales_of_kernels_near_rank_one_contract(scale, shape):
+    """Without the last step the inverse's rounding made 1.07 of a scale of 1000, and NaN of 1e20."""
+    rng = np.random.default_rng(0)
+    for size in (1e-1, 1e-3, 1e-6):
+        kernel = np.outer(rng.normal(size=shape[0]), rng.normal(size=shape[1]))
+        kernel = np.float32(kernel + size * rng.normal(size=shape))
+        weights = cayley.constrain_dense(
+            cayley.Params(jnp.asarray(kernel), jnp.zeros(shape[1]), jnp.float32(scale))
+        )
+        assert oracles.norm(weights.kernel) <= 1 + 2e-6

@@ -10,6 +10,7 @@ from lipjax import nn
 from lipjax.layers import activations, aol, block, cayley, forms, head, proof, sandwich, skew, sll
 from lipjax.layers._convolution import add_bias, convolve
 from tests import oracles
+from tests.nn import modules
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -121,13 +122,49 @@ def test_an_order_that_expands_is_found():
 @pytest.mark.parametrize(
     "weights,word",
     [
-        (head.constrain_dense(head.init_dense(KEY, 4, 3)), "weights is a Params"),
-        (nn.SLLDense(4, 3, rngs=nnx.Rngs(0)), r"weights is a SLLDense.*its weights\(\)"),
+        (head.constrain_dense(head.init_dense(KEY, 4, 3)), "weights is a Head"),
+        (nn.SLLDense(4, 3, rngs=nnx.Rngs(0)), "weights is a SLLDense"),
     ],
 )
 def test_what_no_layer_makes_is_named(weights, word):
     with pytest.raises(ValueError, match=word):
         proof.prove(KEY, sll.apply_dense, weights, (4,))
+
+
+PROVABLE = [*modules.LINEAR, *modules.SANDWICH, *modules.RESIDUAL]
+
+
+@pytest.mark.parametrize("name", PROVABLE)
+@pytest.mark.parametrize("form", [lambda layer: layer, nn.Residual], ids=["plain", "residual"])
+def test_modules_are_proved_by_themselves(name, form):
+    layer = modules.make(name)
+    if form is nn.Residual and name not in modules.LINEAR:
+        pytest.skip("only linear layers are put into the form")
+    params = layer.free.get_value()
+    layer.free = nnx.Param(params._replace(bias=jnp.linspace(-0.5, 0.5, params.bias.shape[0])))
+    layer = form(layer)
+    shape = (2, 3, 3) if name.endswith("Conv") else (6,)
+    if name.endswith("Conv") and hasattr(getattr(layer, "layer", layer), "input_size"):
+        shape = modules.sample(name)
+    found = proof.prove(KEY, layer, shape=shape, num_points=2, num_steps=3)
+    assert found.smallest_eigenvalue >= -1e-5 and found.mismatch <= 1e-9
+
+
+def test_modules_that_are_wrong_or_several_are_refused():
+    layer = nn.freeze(nn.Residual(nn.CayleyDense(4, 4, rngs=nnx.Rngs(0))))
+    larger = layer.weights()
+    layer.explicit = type(layer.explicit)(larger._replace(kernel=1.2 * larger.kernel))
+    with pytest.raises(ValueError, match="do not make a 1-Lipschitz layer"):
+        proof.prove(KEY, layer, shape=(4,), num_points=2, num_steps=2)
+    chain = nn.Chain(nn.CayleyDense(4, 4, rngs=nnx.Rngs(0)), "abs")
+    for call, word in (
+        (lambda: proof.prove(KEY, chain, shape=(4,)), "made of several"),
+        (lambda: proof.prove(KEY, lambda x: x, shape=(4,)), "weights is None"),
+        (lambda: proof.prove(KEY, layer, shape=(4,), order=3), "order is given for a Residual"),
+        (lambda: proof.prove(KEY, layer, shape=4), "shape is 4"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            call()
 
 
 def test_strides_of_layers_that_have_none_are_named():

@@ -1,5 +1,7 @@
 """Weights are made once: in a stack, in a step with micro-batches, and for evaluation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from flax import nnx
 
 from lipjax import nn
 from lipjax.layers import activations
+from lipjax.spectral import gram_iteration
 from tests.nn import modules
 
 
@@ -97,6 +100,33 @@ def test_layers_that_differ_are_no_stack(options):
         nn.Stack(
             lambda rngs: nn.AOLConv(2, 2, **options(next(numbers)), rngs=rngs), 2, rngs=nnx.Rngs(0)
         )
+
+
+def test_functions_that_are_made_anew_for_every_layer_are_alike():
+    made = (
+        lambda rngs: nn.SpectralDense(
+            4, 4, norm=lambda k: gram_iteration(k, num_iters=3), rngs=rngs
+        ),
+        lambda rngs: nn.SpectralDense(
+            4, 4, norm=functools.partial(gram_iteration, num_iters=3), rngs=rngs
+        ),
+        lambda rngs: nn.SLLDense(
+            4,
+            4,
+            activation=activations.Activation("h", lambda x: 0.5 * x, (0.0, 0.5), 0.5),
+            rngs=rngs,
+        ),
+    )
+    for make in made:
+        assert nn.Stack(make, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 4))).shape == (2, 4)
+    counts = iter(range(1, 4))
+
+    def other(rngs):
+        count = next(counts)
+        return nn.SpectralDense(4, 4, norm=lambda k: gram_iteration(k, num_iters=count), rngs=rngs)
+
+    with pytest.raises(ValueError, match="a first layer and a layer 1 that differ"):
+        nn.Stack(other, 3, rngs=nnx.Rngs(0))
 
 
 def test_parameters_belong_to_one_module():

@@ -98,6 +98,22 @@ def test_what_does_not_fit_is_refused():
         (lambda: nn.ConvexMix(nn.freeze(nn.CayleyDense(4, 4, rngs=rngs))), "no free parameters"),
         (lambda: nn.ConvexMix(nn.CayleyDense(4, 3, rngs=rngs))(jnp.ones((1, 4))), "keep it"),
         (lambda: nn.Chain(), "layers is empty"),
+        (lambda: nn.Chain([nn.AOLDense(4, 4, rngs=rngs)]), "layers has a list"),
+        (lambda: nn.Chain(nnx.Linear(4, 4, rngs=rngs)), "layers has a Linear"),
+        (lambda: nn.SLLDense(4, 4, rngs=0), "rngs is 0; it must be flax.nnx.Rngs"),
+        (
+            lambda: nn.Stack(
+                lambda rngs: nn.AOLDense(4, 4, rngs=rngs),
+                2,
+                between=nn.Residual(nn.CayleyDense(4, 4, rngs=rngs)),
+                rngs=rngs,
+            ),
+            "nothing is known",
+        ),
+        (
+            lambda: nn.Householder(4, rngs=rngs)(jnp.ones((1, 4), jnp.bfloat16)),
+            "x has dtype bfloat16",
+        ),
         (lambda: nn.Chain(nn.freeze(nn.AOLDense(4, 4, rngs=rngs))), "no free parameters"),
         (lambda: nn.Chain(nn.AOLDense(4, 4, rngs=rngs), "step"), "activation is 'step'"),
     ):
