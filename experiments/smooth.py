@@ -79,7 +79,7 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None, *, samp
         "step": step,
         "data": fingerprint((data.test.images, data.test.labels)),
     }
-    tuned = choose(run_dir, config, model, data, bound, data_dir, header)
+    tuned = choose(run_dir, config, model, data, bound, data_dir, header, sample)
     header["map"] = list(tuned["map"])
     classes = config.model.num_classes
     with CountLog(run_dir / "counts.log", header=header, width=9 * classes) as log:
@@ -120,7 +120,8 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None, *, samp
     print(table(report))
     output.write(run_dir / "smoothing.json", json.dumps(report, allow_nan=False).encode())
     plot(run_dir / "smoothing.png", report, found, labels)
-    plot_trade_off(run_dir / "map.png", tuned["rows"], tuned["map"])
+    if tuned["rows"]:
+        plot_trade_off(run_dir / "map.png", tuned["rows"], tuned["map"])
     print(
         f"certificates  {run_dir}/smoothing.json\nfigures       {run_dir}/smoothing.png, "
         f"{run_dir}/map.png (choice of the map)"
@@ -136,7 +137,7 @@ def logit_bound(model, data) -> Bound:
     return spectral.network_bound(lambda x: model(x), example).bound
 
 
-def choose(run_dir, config, model, data, bound, data_dir, header) -> dict:
+def choose(run_dir, config, model, data, bound, data_dir, header, sample) -> dict:
     """The map of soft scores, chosen once on images that are neither trained on nor certified.
 
     Where samples were counted already their map stays: a level or a number of samples that is changed
@@ -148,7 +149,15 @@ def choose(run_dir, config, model, data, bound, data_dir, header) -> dict:
     wanted = json.loads(json.dumps(wanted))
     path, counted = run_dir / "map.json", run_dir / "counts.log"
     known = stored_header(counted)
+    if known is None and not sample:
+        raise ValueError(
+            f"RUN is {str(run_dir)!r}, which has no samples yet; draw them with "
+            f"python -m experiments.certify {run_dir}"
+        )
     if known is not None:
+        name, temperature = known.get("map") or (None, 0)
+        if name not in MAPS or not temperature > 0:
+            raise ValueError(f"path is {str(counted)!r}, whose header has no map of soft scores.")
         asked = json.loads(json.dumps(header))
         others = [
             f"{name} = {known.get(name)!r} instead of {value!r}"
@@ -160,7 +169,7 @@ def choose(run_dir, config, model, data, bound, data_dir, header) -> dict:
                 f"RUN is {str(run_dir)!r}, whose counts.log was made with {', '.join(others)}; train "
                 "into another --run-dir, or delete counts.log."
             )
-    stored = read_map(path)
+    stored = read_map(path, strict=known is None)
     if stored is not None:
         fits = all(stored["settings"].get(name) == wanted[name] for name in ("sigma", "weights"))
         if fits if known is None else stored["map"] == known["map"]:
@@ -171,10 +180,10 @@ def choose(run_dir, config, model, data, bound, data_dir, header) -> dict:
                 )
             return {"map": tuple(stored["map"]), "rows": stored["rows"]}
     if known is not None:
-        raise ValueError(
-            f"RUN is {str(run_dir)!r}, whose counts.log was made with the map {known['map']}, which "
-            "map.json does not hold; put that file back, or delete counts.log."
+        print(
+            f"note: {path} does not hold the map of counts.log, which stays, nor how it was chosen"
         )
+        return {"map": (str(known["map"][0]), float(known["map"][1])), "rows": []}
     held = setup.tuning_split(config, data_dir)
     size = min(settings.tuning_images, len(held.labels))
     found = soft.trade_off(
@@ -201,18 +210,21 @@ def choose(run_dir, config, model, data, bound, data_dir, header) -> dict:
     return {"map": found.best, "rows": rows}
 
 
-def read_map(path: Path) -> dict | None:
-    """The stored choice of the map; None where there is none."""
+def read_map(path: Path, *, strict: bool) -> dict | None:
+    """The stored choice of the map; None where there is none, or unless `strict` a damaged one."""
     if not path.exists():
         return None
     try:
         stored = json.loads(path.read_text())
         name, temperature = stored["map"]
-        rows, settings = stored["rows"], stored["settings"]
+        columns = ("map", "temperature", "spread", "margin", "constant", "radius")
+        rows = [{c: row[c] for c in columns} for row in stored["rows"]]
         if name not in MAPS or not temperature > 0:
             raise ValueError
-        return {"map": [name, temperature], "rows": list(rows), "settings": dict(settings)}
+        return {"map": [name, temperature], "rows": rows, "settings": dict(stored["settings"])}
     except (ValueError, KeyError, TypeError) as error:
+        if not strict:
+            return None
         raise ValueError(
             f"path is {str(path)!r}, which holds no choice of a map; delete it."
         ) from error
@@ -301,7 +313,7 @@ def certificates(config, sampled, chosen_map, bound: Bound, data, classes) -> di
     aware = soft.certify(*soft_counts, lipschitz=of_scores, slope_error=slope_error, **soft_options)
     found["soft, Lipschitz-aware"] = aware
     published = lipschitz.published_radius(
-        np.maximum(aware.info["p_lower"] - slope_error, 0),
+        aware.info["p_lower"],
         lipschitz=of_scores,
         sigma=settings.sigma,
     )

@@ -240,7 +240,8 @@ def chernoff_kl(mean, trials, *, alpha: float) -> Interval:
     _open_unit(alpha=alpha)
     m, n, level = np.broadcast_arrays(m, n, np.asarray(alpha, np.float64))
     budget = -np.log(level) / n + 1e-15  # what the entropy's two terms are off by
-    return Interval(_kl_lower(m, budget), 1 - _kl_lower(1 - m, budget))
+    upper = np.nextafter(1 - _kl_lower(1 - m, budget), 2)
+    return Interval(_kl_lower(m, budget), np.minimum(upper, 1.0))
 
 
 def _kl_lower(m, budget):

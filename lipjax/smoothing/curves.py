@@ -73,7 +73,7 @@ def mean_radius(radii, correct) -> float:
     >>> mean_radius([0.5, 1.0], [True, False])
     0.25
     """
-    return float(np.mean(np.asarray(radii, np.float64) * np.asarray(correct, bool)))
+    return float(np.mean(np.where(np.asarray(correct, bool), np.asarray(radii, np.float64), 0.0)))
 
 
 def implied_alpha(largest_radius, *, sigma: float, num_samples: int) -> float:

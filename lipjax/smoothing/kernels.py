@@ -50,6 +50,8 @@ class Uniform:
     def __post_init__(self):
         _checks.within(0.0, 1.0, beta=self.beta)
         _checks.integer(2, vocab_size=self.vocab_size)
+        if self.vocab_size >= 2**31:
+            raise ValueError(f"vocab_size is {self.vocab_size}; it must be below 2^31.")
 
     def atoms(self, num_edits: int) -> Atoms:
         """The law of the ratio for an attack that changes that many tokens."""

@@ -87,7 +87,7 @@ class CountLog:
         first = {"format": FORMAT, "width": self.width, "header": header}
         first = json.dumps(first).encode() + b"\n"
         self._totals, self._ranges = {}, {}
-        self._file = open(self.path, "ab+")
+        self._file = open(self.path, "ab+", buffering=0)
         try:
             _lock(self._file, self.path)
             self._file.seek(0)
@@ -184,9 +184,15 @@ class CountLog:
             self._totals[place] = self._totals.get(place, 0) + added
 
     def _write(self, content: bytes):
-        self._file.write(content)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        length = os.fstat(self._file.fileno()).st_size
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError:  # a full disk: what was written of it counts nothing
+            self._file.truncate(length)
+            raise
 
     def _refuse_others(self, found, header):
         """Raises for the first line of another log."""

@@ -74,7 +74,7 @@ class IntegerGaussian:
         levels: What makes the largest value one; 255 for bytes.
         refine: How many times finer the grid of the noise is than that of the images.
         dither: Parts of a cell of that grid, a power of two. Above 1 the result is spread uniformly
-            over the cells of the grid.
+            over the cells of the grid; x must then lie between `-levels` and `levels`.
 
     The integers have the rounded normal law to 2^-64 for each value: 64 random bits choose one from a
     table of its probabilities, held as integers (Walker's alias method). For integer x, rounding
@@ -130,9 +130,8 @@ class IntegerGaussian:
             return total.astype(jnp.float32) / grid
         words = _words(jax.random.fold_in(key, DITHER), x.shape)
         place = (words >> np.uint32(33 - self.dither.bit_length())).astype(jnp.int32)
-        # The middle of a part: twice as fine as the parts.
-        total = 2 * (total * self.dither + place) + 1 - self.dither
-        return total.astype(jnp.float32) / (2 * grid * self.dither)
+        inside = (2 * place + 1 - self.dither).astype(jnp.float32) / (2 * self.dither)
+        return (total.astype(jnp.float32) + inside) / grid
 
     def integers(self, key: Array, shape: tuple[int, ...]) -> Array:
         """`int32[shape]`, rounded normal numbers of deviation `refine * levels * sigma`."""
@@ -180,6 +179,13 @@ class IntegerGaussian:
         """Refuses what is not integer."""
         if not jnp.issubdtype(jnp.asarray(x).dtype, jnp.integer):
             raise ValueError(f"x has dtype {jnp.asarray(x).dtype}; it must be an integer image.")
+        if self.dither > 1 and not isinstance(x, jax.core.Tracer):
+            largest = np.abs(np.asarray(x, np.int64)).max(initial=0)
+            if largest > self.levels:
+                raise ValueError(
+                    f"x has an entry of size {largest}; with dither it must lie within "
+                    f"+-{self.levels}, the levels, or its last rounding is more than law_error says."
+                )
 
 
 @dataclasses.dataclass(frozen=True)

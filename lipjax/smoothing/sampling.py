@@ -370,6 +370,8 @@ def _check(key, x, num_classes, *, sigma, noise, num_samples, batch_size, start)
                 f"start is {start}; it must be an integer of at least 0, and start + num_samples at "
                 "most 2^31."
             )
-    if num_samples >= 2**31:
-        raise ValueError(f"num_samples is {num_samples}; it must be below 2^31. Add up parts.")
+    if num_samples >= 2**31 - batch_size:
+        raise ValueError(
+            f"num_samples is {num_samples}; with batch_size it must be below 2^31. Add up parts."
+        )
     return noise

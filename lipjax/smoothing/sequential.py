@@ -91,7 +91,7 @@ def plan(
     for n, share in zip(looks, shares):
         law = _more(law, int(n) - before, chance)
         tail = np.cumsum(law[::-1])[::-1]  # chance of at least so many, never having crossed
-        room = (share + carry) * (1 - 1e-9)
+        room = (share + carry) * (1 - 1e-8)
         low = np.flatnonzero(tail <= room)
         at = int(low[0]) if low.size else int(n) + 1
         crossed = float(tail[at]) if at <= n else 0.0

@@ -57,8 +57,8 @@ def certify(
             the larger radius of `lipjax.smoothing.lipschitz`.
         law_error: Of the noise, see `lipjax.smoothing.noise`; taken off.
         slope_error: With `lipschitz`, the noise's `law_error(size, lipschitz=...)` for the same
-            constant: rounding to a grid makes steps of a slope. Taken off in place of `law_error` where
-            the constant is used.
+            constant: rounding to a grid makes steps of a slope. The certificate is then about scores
+            averaged over exactly Gaussian noise.
 
     Returns:
         `Certificate` with float64 NumPy radii; `info` has `p_lower`, `p_upper` of the others, and the
@@ -96,19 +96,16 @@ def certify(
     lower, upper = _bounds(mean, variance, trials, levels, bound)
     np.put_along_axis(upper, best, 0.0, -1)
 
-    def chances(error):
-        own = np.maximum(np.take_along_axis(lower, best, -1)[..., 0] - error, 0.0)
-        cap = 1 - own + _excess(mean.shape[-1])
-        return own, np.minimum(np.minimum(upper.max(-1) + GRID + error, cap), 1.0)
-
-    p_lower, p_upper = chances(law_error)
-    with np.errstate(invalid="ignore"):  # a score that is at least 0 and one that is at most 1
-        radius = sigma / 2 * (-special.ndtri(1 - p_lower) - special.ndtri(p_upper))
-    radius = np.where(np.isnan(radius), 0.0, radius)
-    if lipschitz is not None:  # both hold where the bounds do
-        aware = chances(max(law_error, slope_error))
-        aware = lipschitz_radius(*aware, lipschitz=lipschitz, sigma=sigma)
-        radius = np.fmax(radius, aware)
+    error = max(law_error, slope_error)
+    p_lower = np.maximum(np.take_along_axis(lower, best, -1)[..., 0] - error, 0.0)
+    cap = 1 - p_lower + _excess(mean.shape[-1])
+    p_upper = np.minimum(np.minimum(upper.max(-1) + GRID + error, cap), 1.0)
+    if lipschitz is None:
+        with np.errstate(invalid="ignore"):  # a score that is at least 0 and one that is at most 1
+            radius = sigma / 2 * (-special.ndtri(1 - p_lower) - special.ndtri(p_upper))
+        radius = np.where(np.isnan(radius), 0.0, radius)
+    else:
+        radius = lipschitz_radius(p_lower, p_upper, lipschitz=lipschitz, sigma=sigma)
     info = {"p_lower": p_lower, "p_upper": p_upper, "ledger": ledger}
     return _counts.certificate(best[..., 0], radius, info)
 

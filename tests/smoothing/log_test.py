@@ -286,3 +286,29 @@ def test_bad_input_is_named(tmp_path):
         assert log.total(0, 0).tolist() == [2**31 - 1, 0, -(2**31)]
     with pytest.raises(ValueError, match="width is 0"):
         opened(tmp_path / "other", width=0)
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
+    """A full disk: the same samples can be added again, once."""
+    resource = pytest.importorskip("resource")
+    import signal
+
+    path = tmp_path / "counts"
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with CountLog(path, header={}, width=50) as log:
+            log.add(0, SELECTION, 0, 10, np.arange(50))
+            length = path.stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (length + 60, old[1]))
+            with pytest.raises(OSError):
+                log.add(0, SELECTION, 10, 20, np.arange(50))
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+            assert path.stat().st_size == length and log.done(0, SELECTION) == 10
+            log.add(0, SELECTION, 10, 20, np.arange(50))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    with CountLog(path, header={}, width=50) as log:
+        assert log.done(0, SELECTION) == 20
+        np.testing.assert_array_equal(log.total(0, SELECTION), 2 * np.arange(50))

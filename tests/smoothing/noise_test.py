@@ -328,3 +328,15 @@ def test_large_vocabularies_are_replaced_by_any_other_token():
     found = np.asarray(law(jax.random.key(0), x))
     assert found.min() >= 0 and found.max() < 128_255  # another one
     assert abs(found.mean() / 128_255 - 0.5) < 0.02
+
+
+def test_no_value_wraps_around_with_dither():
+    """Deviations of many levels: a wrapped sum made a certificate of the wrong class."""
+    law = IntegerGaussian.finest(64.0, 1)
+    found = np.asarray(law(KEY, jnp.full(20_000, 1, jnp.uint8)), np.float64)
+    assert abs(found.mean() - 1) < 4 * 64 / np.sqrt(20_000) and abs(found).max() < 6 * 64
+    np.testing.assert_allclose(found.std(), 64, rtol=0.03)
+    for x in (np.array([255], np.uint8), np.array([-2])):
+        with pytest.raises(ValueError, match="it must lie within .-1, the levels"):
+            law.check(x)
+    law.check(np.array([1, -1, 0]))
