@@ -312,11 +312,10 @@ def certificates(config, sampled, chosen_map, bound: Bound, data, classes) -> di
     found["soft scores"] = soft.certify(*soft_counts, **soft_options)
     aware = soft.certify(*soft_counts, lipschitz=of_scores, slope_error=slope_error, **soft_options)
     found["soft, Lipschitz-aware"] = aware
-    published = lipschitz.published_radius(
-        aware.info["p_lower"],
-        lipschitz=of_scores,
-        sigma=settings.sigma,
-    )
+    own = aware.info["p_lower"]
+    if not aware.info["lipschitz_used"].all():
+        own = np.maximum(own - slope_error, 0)
+    published = lipschitz.published_radius(own, lipschitz=of_scores, sigma=settings.sigma)
     found["the same, as published"] = aware._replace(
         prediction=np.where(published > 0, aware.prediction, -1), radius=published
     )

@@ -190,8 +190,8 @@ assert mean["all classes, auto"] >= max(mean["all classes, bonferroni"], mean["C
 # %% [markdown]
 # ## What knowing the Lipschitz constant is worth
 #
-# Here nothing: the map that was chosen is so steep that its scores are nearly votes, and the certificate
-# pays a little for the grid of the noise. With votes nothing is known of the network, and 10,000 samples that all agree certify at most 0.83
+# Here next to nothing: the map that was chosen is so steep that its scores are nearly votes. With votes
+# nothing is known of the network, and 10,000 samples that all agree certify at most 0.83
 # at this noise. A score that is L-Lipschitz before it is smoothed changes slower: the quantile of a
 # normal number plus a uniform one of width 1/L takes the place of the normal quantile. The exact form
 # is never below the published approximation, which is not even increasing.

@@ -27,6 +27,8 @@ from lipjax.typing import Certificate
 
 BUDGETS = ("weighted", "bonferroni")
 BOUNDS = ("both", "bernstein", "kl")
+LIKELY = 0.99
+"""A score at which it is decided whether a Lipschitz constant is worth its error."""
 GRID = 2.0**-24
 """How much a mean of `Moments` may lie below that of the scores."""
 
@@ -58,11 +60,13 @@ def certify(
         law_error: Of the noise, see `lipjax.smoothing.noise`; taken off.
         slope_error: With `lipschitz`, the noise's `law_error(size, lipschitz=...)` for the same
             constant: rounding to a grid makes steps of a slope. The certificate is then about scores
-            averaged over exactly Gaussian noise.
+            averaged over exactly Gaussian noise. Where it costs more than the constant is worth, at a
+            score of 0.99, the constant is not used; that depends on the constants alone, so that all
+            certificates are about one classifier.
 
     Returns:
-        `Certificate` with float64 NumPy radii; `info` has `p_lower`, `p_upper` of the others, and the
-        ledger, what each kind of failure got of alpha.
+        `Certificate` with float64 NumPy radii; `info` has `p_lower`, `p_upper` of the others, the
+        ledger, what each kind of failure got of alpha, and with `lipschitz` whether it was used.
 
     Guarantee: with probability at least `1 - alpha` over the samples, either it abstains or
     `prediction` has the largest smoothed score everywhere closer than `radius`. With `lipschitz` this is
@@ -96,17 +100,29 @@ def certify(
     lower, upper = _bounds(mean, variance, trials, levels, bound)
     np.put_along_axis(upper, best, 0.0, -1)
 
-    error = max(law_error, slope_error)
-    p_lower = np.maximum(np.take_along_axis(lower, best, -1)[..., 0] - error, 0.0)
-    cap = 1 - p_lower + _excess(mean.shape[-1])
-    p_upper = np.minimum(np.minimum(upper.max(-1) + GRID + error, cap), 1.0)
-    if lipschitz is None:
-        with np.errstate(invalid="ignore"):  # a score that is at least 0 and one that is at most 1
-            radius = sigma / 2 * (-special.ndtri(1 - p_lower) - special.ndtri(p_upper))
-        radius = np.where(np.isnan(radius), 0.0, radius)
-    else:
-        radius = lipschitz_radius(p_lower, p_upper, lipschitz=lipschitz, sigma=sigma)
-    info = {"p_lower": p_lower, "p_upper": p_upper, "ledger": ledger}
+    own = np.take_along_axis(lower, best, -1)[..., 0]
+    other = upper.max(-1) + GRID
+
+    def chances(error):
+        p_lower = np.maximum(own - error, 0.0)
+        cap = 1 - p_lower + _excess(mean.shape[-1])
+        return p_lower, np.minimum(np.minimum(other + error, cap), 1.0)
+
+    info = {}
+    p_lower, p_upper = chances(law_error)
+    with np.errstate(invalid="ignore"):  # a score that is at least 0 and one that is at most 1
+        radius = sigma / 2 * (-special.ndtri(1 - p_lower) - special.ndtri(p_upper))
+    radius = np.where(np.isnan(radius), 0.0, radius)
+    if lipschitz is not None:
+        error = max(law_error, slope_error)
+        worth = lipschitz_radius(max(LIKELY - error, 0.0), lipschitz=lipschitz, sigma=sigma)
+        used = worth >= sigma * special.ndtri(max(LIKELY - law_error, 0.5))
+        aware = chances(error)
+        p_lower, p_upper = (np.where(used, a, p) for a, p in zip(aware, (p_lower, p_upper)))
+        aware = lipschitz_radius(*aware, lipschitz=lipschitz, sigma=sigma)
+        radius = np.where(used, aware, radius)
+        info["lipschitz_used"] = used
+    info |= {"p_lower": p_lower, "p_upper": p_upper, "ledger": ledger}
     return _counts.certificate(best[..., 0], radius, info)
 
 

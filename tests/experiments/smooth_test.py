@@ -52,7 +52,7 @@ def test_every_method_from_the_same_samples(run, report, capsys):
         mean = np.mean(np.array(each["radius"]) * right)
         np.testing.assert_allclose(mean, methods[name]["mean_radius"], rtol=1e-12)
     aware, plain = methods["soft, Lipschitz-aware"], methods["soft scores"]
-    assert aware["mean_radius"] >= plain["mean_radius"] * 0.99  # a steep map gains nothing
+    assert aware["mean_radius"] >= plain["mean_radius"] * 0.999  # a steep map gains nothing
     assert json.loads((run / "smoothing.json").read_text())["methods"] == methods
     for name in ("smoothing.png", "map.png"):
         assert (run / name).stat().st_size > 10_000
