@@ -231,6 +231,8 @@ def hkr(
     _checks.ranked(1, "[num_classes]", shares=shares)
     _checks.axis_size(0, num_classes, "one per logit", shares=shares)
     _checks.within(0.0, 1.0, shares=shares)
+    if not isinstance(shares, jax.core.Tracer) and abs(float(jnp.sum(shares)) - 1) > 1e-3:
+        raise ValueError(f"shares is {shares!r}; it must sum to 1.")
     right = _is_label(logits, label)
     contrast = _contrast(right, jnp.asarray(shares, logits.dtype))
     hinges = jax.nn.relu(min_margin - jnp.where(right, logits, -logits))
@@ -274,6 +276,8 @@ def emma_logits(
     """
     _check_example(logits, label)
     _checks.nonnegative(epsilon=epsilon)
+    value = lipschitz.value if isinstance(lipschitz, Bound) else lipschitz
+    _checks.within(0.0, float(jnp.finfo(logits.dtype).max), lipschitz=value)
     constants = _pair_lipschitz(logits, label, lipschitz, head)
     reach = epsilon * jnp.where(_is_label(logits, label), 0, constants)
     gaps = logits - logits[_clipped(label, logits.shape[0])]

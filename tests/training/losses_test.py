@@ -510,6 +510,8 @@ def test_options_are_checked():
     [
         (lambda z: certificate_regularized(z, 0, gamma=-1.0, lipschitz=1.0), "gamma is -1"),
         (lambda z: certificate_regularized(z, 0, gamma=1.0, lipschitz=-1.0), "lipschitz is -1"),
+        (lambda z: emma(z, 0, epsilon=1.0, lipschitz=float("inf")), "lipschitz is inf"),
+        (lambda z: hkr(z, 0, shares=jnp.array([0.9, 0.9, 0.2])), "it must sum to 1"),
         (
             lambda z: certificate_regularized(z, 0, gamma=1.0, lipschitz=jnp.ones(3)),
             "lipschitz has",
