@@ -8,14 +8,17 @@ vectors, convolutions of 45 channels (SLL and CPL, as in size S) or 48 on 32 ima
 A step is the constraint, the
 forward pass and the gradient for all parameters; the time is the median over the rounds, waited for.
 Björck's iteration takes 12 steps, as orthogonium's does (torchlip stops when little changes).
-Peers are named with the layer of theirs that does the same: the published SLL convolution is written
-here from its formula, channels last.
+Peers are named with the layer of theirs that does the same: the published layers SLL are written here
+from their formula, channels last. Then the whole network of size S on batches of 256 images, ours and
+those layers in PyTorch.
 
 Then inference: the same stacks frozen, forward only, and the ordinary network of the same shape
-(`flax.nnx.Linear` or `Conv`, and the same activation). Writes JSON.
+(`flax.nnx.Linear` or `Conv`, and the same activation; two of them around a ReLU and a skip for
+residual layers). Writes JSON.
 """
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
@@ -29,11 +32,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lipjax import nn, selfcheck
+from lipjax import models, nn, selfcheck
 from lipjax.layers import activations
 
 DEPTH, WIDTH, BATCH = 4, 512, 256
 CHANNELS, EVEN, HIDDEN, SIZE, IMAGES = 45, 48, 5, 32, 32
+IMAGE = (SIZE, SIZE)
+NETWORK_BATCH = 256
 
 DENSE = {
     "SLL": lambda rngs: nn.SLLDense(WIDTH, WIDTH, rngs=rngs),
@@ -44,6 +49,11 @@ DENSE = {
     "Cholesky": lambda rngs: nn.CholeskyDense(WIDTH, WIDTH, rngs=rngs),
     "exponential": lambda rngs: nn.SkewDense(WIDTH, WIDTH, rngs=rngs),
     "normalized": lambda rngs: nn.SpectralDense(WIDTH, WIDTH, rngs=rngs),
+    "CPL": lambda rngs: nn.CPLDense(WIDTH, WIDTH, rngs=rngs),
+    "rescaled": lambda rngs: nn.RescaledDense(WIDTH, WIDTH, rngs=rngs),
+    "Householder": lambda rngs: nn.HouseholderDense(WIDTH, WIDTH, rngs=rngs),
+    "reflector": lambda rngs: nn.ReflectorDense(WIDTH, depth=DEPTH, rngs=rngs),
+    "sandwich": lambda rngs: nn.SandwichDense(WIDTH, WIDTH, rngs=rngs),
 }
 CONV = {
     "SLL": lambda rngs: nn.SLLConv(CHANNELS, HIDDEN, rngs=rngs),
@@ -53,9 +63,14 @@ CONV = {
     "SOC": lambda rngs: nn.SOCConv(EVEN, EVEN, rngs=rngs),
     "normalized": lambda rngs: nn.SpectralConv(EVEN, EVEN, rngs=rngs),
     "block": lambda rngs: nn.BCOPConv(EVEN, EVEN, rngs=rngs),
+    "rescaled": lambda rngs: nn.RescaledConv(EVEN, EVEN, rngs=rngs),
+    "Cayley": lambda rngs: nn.CayleyConv(EVEN, EVEN, input_size=IMAGE, rngs=rngs),
+    "reflector": lambda rngs: nn.ReflectorConv(EVEN, depth=DEPTH, input_size=IMAGE, rngs=rngs),
+    "sandwich": lambda rngs: nn.SandwichConv(EVEN, EVEN, input_size=IMAGE, rngs=rngs),
 }
-FROZEN = {"dense": DENSE, "conv": CONV}
-RESIDUAL = ("SLL", "SLL, as many hidden channels", "CPL")
+LAYERS = {"dense": DENSE, "conv": CONV}
+RESIDUAL = ("SLL", "SLL, as many hidden channels", "CPL")  # they keep their width, 45 in S
+INSIDE = (*RESIDUAL, "sandwich")
 
 
 def main(arguments=None) -> dict:
@@ -68,45 +83,27 @@ def main(arguments=None) -> dict:
     args = parser.parse_args(arguments)
     peers = _peers()
     rows = []
-    for kind, makes, shape in (
-        ("dense", DENSE, (BATCH, WIDTH)),
-        ("conv", CONV, (IMAGES, SIZE, SIZE, EVEN)),
-    ):
+    for kind, makes in LAYERS.items():
         for name, make in makes.items():
-            if kind == "conv" and name in RESIDUAL:
-                shape = (*shape[:-1], CHANNELS)
-            elif kind == "conv":
-                shape = (*shape[:-1], EVEN)
-            steps = {"lipjax": _ours(make, None if name in RESIDUAL else "max_min", shape)}
-            failed = {}
-            for peer, build in peers.get((kind, name), {}).items():
-                try:
-                    steps[peer] = _theirs(build, shape)
-                    steps[peer]()
-                except (RuntimeError, ValueError, AssertionError) as error:
-                    failed[peer] = str(error).splitlines()[0]
-                    steps.pop(peer, None)
-                    print(f"{peer} does not run here: {failed[peer]}")
-            seconds = _timed(steps, args.rounds)
-            row = {"kind": kind, "layer": name, "examples": shape[0], "seconds": seconds}
-            row["do_not_run_here"] = failed
-            rows.append(row)
-            times = {peer: s / seconds["lipjax"] for peer, s in seconds.items() if peer != "lipjax"}
-            print(
-                f"{kind:<6} {name:<30} {shape[0] / seconds['lipjax']:9.0f} examples/s  "
-                + "  ".join(f"{peer}: {ratio:.1f} x" for peer, ratio in times.items())
-            )
+            shape = _shape(kind, name)
+            between = None if name in INSIDE else "max_min"
+            module = nn.Stack(make, DEPTH, between=between, rngs=nnx.Rngs(0))
+            rows.append(_row(kind, name, module, peers, shape, args.rounds))
+    module = models.LipschitzConvNet("S", rngs=nnx.Rngs(0))
+    shape = (NETWORK_BATCH, *module.config.image_shape)
+    rows.append(_row("network", "S", module, peers, shape, max(1, args.rounds // 2)))
     inference = []
-    for kind, names, shape in (
-        ("dense", ("AOL", "Björck", "Cayley"), (BATCH, WIDTH)),
-        ("conv", ("AOL", "normalized", "block"), (IMAGES, SIZE, SIZE, EVEN)),
+    for kind, names in (
+        ("dense", ("AOL", "Björck", "Cayley", "SLL", "CPL", "sandwich")),
+        ("conv", ("AOL", "normalized", "block", "SLL, as many hidden channels")),
     ):
         for name in names:
-            steps = {"lipjax": _frozen(FROZEN[kind][name], shape), "flax": _ordinary(kind, shape)}
+            shape = _shape(kind, name)
+            steps = {"lipjax": _frozen(kind, name, shape), "flax": _ordinary(kind, name, shape)}
             seconds = _timed(steps, 3 * args.rounds)
             inference.append({"kind": kind, "layer": name, "seconds": seconds})
             print(
-                f"inference {kind:<6} {name:<12} {1e3 * seconds['lipjax']:7.2f} ms  "
+                f"inference {kind:<6} {name:<30} {1e3 * seconds['lipjax']:7.2f} ms  "
                 f"ordinary {1e3 * seconds['flax']:7.2f} ms"
             )
     report = {
@@ -122,36 +119,77 @@ def main(arguments=None) -> dict:
     return report
 
 
-def _ours(make, between, shape):
-    stack = nn.Stack(make, DEPTH, between=between, rngs=nnx.Rngs(0))
+def _shape(kind, name):
+    if kind == "dense":
+        return (BATCH, WIDTH)
+    return (IMAGES, *IMAGE, CHANNELS if name in RESIDUAL else EVEN)
+
+
+def _row(kind, name, module, peers, shape, rounds) -> dict:
+    """Times one kind of layer beside its peers, and prints the line."""
+    steps = {"lipjax": _ours(module, shape)}
+    failed = {}
+    for peer, build in peers.get((kind, name), {}).items():
+        try:
+            steps[peer] = _theirs(build, shape)
+            steps[peer]()
+        except (RuntimeError, ValueError, AssertionError) as error:
+            failed[peer] = str(error).splitlines()[0]
+            steps.pop(peer, None)
+            print(f"{peer} does not run here: {failed[peer]}")
+    seconds = _timed(steps, rounds)
+    times = {peer: s / seconds["lipjax"] for peer, s in seconds.items() if peer != "lipjax"}
+    print(
+        f"{kind:<7} {name:<30} {shape[0] / seconds['lipjax']:9.1f} examples/s  "
+        + "  ".join(f"{peer}: {ratio:.2f} x" for peer, ratio in times.items()),
+        flush=True,
+    )
+    row = {"kind": kind, "layer": name, "examples": shape[0], "seconds": seconds}
+    return row | {"do_not_run_here": failed}
+
+
+def _ours(module, shape):
     x = jax.random.normal(jax.random.key(0), shape)
     step = jax.jit(jax.grad(lambda module, x: jnp.mean(jnp.square(module(x)))))
-    return lambda: jax.block_until_ready(step(stack, x))
+    return lambda: jax.block_until_ready(step(module, x))
 
 
-def _frozen(make, shape):
-    stack = nn.freeze(nn.Stack(make, DEPTH, between="max_min", rngs=nnx.Rngs(0)))
+def _frozen(kind, name, shape):
+    between = None if name in INSIDE else "max_min"
+    stack = nn.Stack(LAYERS[kind][name], DEPTH, between=between, rngs=nnx.Rngs(0))
+    stack = nn.freeze(stack)
     x = jax.random.normal(jax.random.key(0), shape)
     apply = jax.jit(lambda module, x: module(x))
     return lambda: jax.block_until_ready(apply(stack, x))
 
 
-def _ordinary(kind, shape):
+def _ordinary(kind, name, shape):
+    """One layer and an activation four times, or two layers where ours have two matrices."""
     rngs = nnx.Rngs(0)
-    makes = {
-        "dense": lambda: nnx.Linear(WIDTH, WIDTH, rngs=rngs),
-        "conv": lambda: nnx.Conv(EVEN, EVEN, (3, 3), rngs=rngs),
-    }
-    layers = nnx.List([makes[kind]() for _ in range(DEPTH)])
+    width = shape[-1]
+
+    def make():
+        if kind == "dense":
+            return nnx.Linear(width, width, rngs=rngs)
+        return nnx.Conv(width, width, (3, 3), rngs=rngs)
+
     x = jax.random.normal(jax.random.key(0), shape)
+    one = nnx.List([make() for _ in range(DEPTH)])
+    if name not in INSIDE:
+        apply = jax.jit(
+            lambda one, x: functools.reduce(lambda x, f: activations.max_min(f(x)), one, x)
+        )
+        return lambda: jax.block_until_ready(apply(one, x))
+    two = nnx.List([make() for _ in range(DEPTH)])
 
     @jax.jit
-    def apply(layers, x):
-        for layer in layers:
-            x = activations.max_min(layer(x))
+    def apply_two(one, two, x):
+        for first, second in zip(one, two, strict=True):
+            inside = second(jax.nn.relu(first(x)))
+            x = x - inside if name in RESIDUAL else inside
         return x
 
-    return lambda: jax.block_until_ready(apply(layers, x))
+    return lambda: jax.block_until_ready(apply_two(one, two, x))
 
 
 def _theirs(build, shape):
@@ -201,6 +239,8 @@ def _peers() -> dict:
     found["conv", "SLL, as many hidden channels"] = {
         "published formula": stacked(lambda: _published_sll(CHANNELS))
     }
+    found["dense", "SLL"] = {"published formula": stacked(_published_dense)}
+    found["network", "S"] = {"published formulas": _published_network}
     if _installed("deel.torchlip"):
         from deel import torchlip
 
@@ -287,6 +327,58 @@ def _published_sll(hidden):
             inside = functional.relu(functional.conv2d(x, self.kernel, self.bias, padding=1))
             step = (2 / t)[None, :, None, None]
             return x - functional.conv_transpose2d(step * inside, self.kernel, padding=1)
+
+    return Published()
+
+
+def _published_dense(width=WIDTH, hidden=WIDTH):
+    """The dense layer of the SLL paper in PyTorch, from its formula."""
+    import torch
+    from torch.nn import functional
+
+    class Published(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            scale = (2 / (width + hidden)) ** 0.5
+            self.kernel = torch.nn.Parameter(scale * torch.randn(hidden, width))
+            self.bias = torch.nn.Parameter(torch.zeros(hidden))
+            self.q = torch.nn.Parameter(torch.zeros(hidden))
+
+        def forward(self, x):
+            weights = torch.exp(self.q)
+            gram = (self.kernel @ self.kernel.T).abs()
+            t = (gram * weights[None, :]).sum(1) / weights
+            inside = functional.relu(functional.linear(x, self.kernel, self.bias))
+            return x - ((2 / t) * inside) @ self.kernel
+
+    return Published()
+
+
+def _published_network():
+    """Size S in PyTorch: 20 convolutions, 7 dense layers, and class vectors of norm 1."""
+    import torch
+    from torch.nn import functional
+
+    config = models.SIZES["S"]
+    width = config.features
+
+    class Published(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            convs = [_published_sll(config.conv_hidden) for _ in range(config.conv_depth)]
+            dense = [
+                _published_dense(width, config.dense_hidden) for _ in range(config.dense_depth)
+            ]
+            self.convs, self.dense = torch.nn.Sequential(*convs), torch.nn.Sequential(*dense)
+            self.head = torch.nn.Parameter(torch.randn(config.num_classes, width))
+            self.bias = torch.nn.Parameter(torch.zeros(config.num_classes))
+
+        def forward(self, x):
+            padding = (0, 0, 0, 0, 0, config.conv_width - x.shape[1])
+            x = functional.pad(x, padding).contiguous(memory_format=torch.channels_last)
+            x = config.pool * functional.avg_pool2d(self.convs(x), config.pool)
+            x = self.dense(x.flatten(1))
+            return functional.linear(x, functional.normalize(self.head, dim=1), self.bias)
 
     return Published()
 
