@@ -1,5 +1,6 @@
 """The padded convolution and its exact adjoint, for any number of leading axes."""
 
+import functools
 import math
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax import _checks
+from lipjax.layers import _narrow
 from lipjax.typing import Array
 
 PADDINGS = ("zero", "circular")
@@ -58,17 +60,10 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
     strides = _checks.per_axis(dims, strides=strides)
     lead = x.shape[: -dims - 1]
     x = x.reshape(math.prod(lead), *x.shape[-dims - 1 :])
-    if padding == "circular":
-        pads = [((k - 1) // 2, k // 2) for k in kernel.shape[:dims]]
-        x = jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="wrap")
-    spatial = "DHW"[-dims:]
-    y = lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        "SAME" if padding == "zero" else "VALID",
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-    )
+    if set(strides) == {1} and _narrow.is_narrow(kernel):
+        y = _narrow_convolved(x, kernel, padding)
+    else:
+        y = _convolved(x, kernel, padding, strides)
     return y.reshape(*lead, *y.shape[1:])
 
 
@@ -80,10 +75,77 @@ def adjoint(y: Array, kernel: Array, like: Array, *, padding: str = "zero", stri
         kernel: `float[*window, c_in, c_out]`.
         like: `float[..., *spatial, c_in]`, an x with the shape and sharding of the result.
     """
+    dims = kernel.ndim - 2
+    strides = _checks.per_axis(dims, strides=strides)
+    if set(strides) == {1} and _narrow.is_narrow(kernel):
+        lead = math.prod(y.shape[: -dims - 1])
+        x = _narrow_adjoint(y.reshape(lead, *y.shape[-dims - 1 :]), kernel, padding)
+        return x.reshape(like.shape)
     (x,) = jax.linear_transpose(
         lambda x: convolve(x, kernel, padding=padding, strides=strides), like
     )(y)
     return x
+
+
+def _convolved(x, kernel, padding, strides):
+    """The convolution of `float[b, *spatial, c_in]`, as one operation of XLA."""
+    dims = kernel.ndim - 2
+    strides = _checks.per_axis(dims, strides=strides)
+    if padding == "circular":
+        pads = [((k - 1) // 2, k // 2) for k in kernel.shape[:dims]]
+        x = jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="wrap")
+    spatial = "DHW"[-dims:]
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        "SAME" if padding == "zero" else "VALID",
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+    )
+
+
+def _adjoint(y, kernel, padding):
+    """The adjoint of `_convolved` with stride 1 in x."""
+    like = jnp.broadcast_to(y[..., :1], (*y.shape[:-1], kernel.shape[-2]))
+    (x,) = jax.linear_transpose(lambda x: _convolved(x, kernel, padding, 1), like)(y)
+    return x
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _narrow_convolved(x, kernel, padding):
+    """`_convolved` with stride 1, for kernels that `_narrow` has faster derivatives of."""
+    return _convolved(x, kernel, padding, 1)
+
+
+@_narrow_convolved.defjvp
+def _narrow_convolved_jvp(padding, primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    fast = _on_cpus(_narrow.scattered, _narrow_convolved, padding)
+    # The gradient for x transposes the first of these two, which XLA does well.
+    return fast(x, kernel), _convolved(dx, kernel, padding, 1) + fast(x, dkernel)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _narrow_adjoint(y, kernel, padding):
+    """`_adjoint`, for kernels that `_narrow` has faster derivatives of."""
+    return _adjoint(y, kernel, padding)
+
+
+@_narrow_adjoint.defjvp
+def _narrow_adjoint_jvp(padding, primals, tangents):
+    (y, kernel), (dy, dkernel) = primals, tangents
+    fast = _on_cpus(_narrow.gathered, _narrow_adjoint, padding)
+    again = jax.checkpoint(fast)  # keeps y for the gradient, not its copies
+    return _narrow_adjoint(y, kernel, padding), fast(dy, kernel) + again(y, dkernel)
+
+
+def _on_cpus(fast, plain, padding):
+    return lambda x, kernel: lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda *args: fast(*args, padding),
+        default=lambda *args: plain(*args, padding),
+    )
 
 
 def add_bias(x: Array, bias: Array) -> Array:
