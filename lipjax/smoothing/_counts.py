@@ -44,12 +44,36 @@ def check_sums(num_samples, **named) -> None:
             )
 
 
-def levels(alpha: float, sigma) -> np.ndarray:
-    """Checks the level and the noise; the noise as float64."""
+def levels(alpha: float, sigma) -> tuple[float, np.ndarray]:
+    """The level and the noise, checked, in float64: arithmetic in less rounds levels up."""
     if not (isinstance(alpha, float | np.floating) and 0 < alpha < 1):
         raise ValueError(f"alpha is {alpha!r}; it must be a number strictly between 0 and 1.")
     _checks.positive(sigma=sigma)
-    return np.asarray(sigma, np.float64)
+    return float(alpha), np.asarray(sigma, np.float64)
+
+
+def spendable(alpha: float) -> float:
+    """A little less than alpha, so that levels which are shares of it sum to at most alpha."""
+    return alpha * (1 - 2.0**-50)
+
+
+def check_batch(batch: tuple[int, ...], **named) -> None:
+    """That each array broadcasts to the shape of the batch."""
+    for name, value in named.items():
+        shape = np.shape(value)
+        ends = zip(shape[::-1], batch[::-1])
+        if len(shape) > len(batch) or not all(size in (1, most) for size, most in ends):
+            raise ValueError(
+                f"{name} has shape {shape}; it must be a number or broadcast to the shape of the "
+                f"batch, {batch}."
+            )
+
+
+def rest(chance) -> np.ndarray:
+    """`1 - chance`, rounded down."""
+    chance = np.asarray(chance, np.float64)
+    found = 1 - chance
+    return np.where(1 - found < chance, np.nextafter(found, 0), found)  # 1 - found is exact
 
 
 def less_sure(chance, law_error: float):

@@ -11,6 +11,7 @@ import numpy as np
 
 from lipjax import _checks
 from lipjax.smoothing import _counts, multiclass
+from lipjax.smoothing._counts import rest as rest
 from lipjax.typing import ABSTAIN, Certificate
 
 SLACK = 1e-12
@@ -88,12 +89,6 @@ def hold(p_lower, p_upper, *, kernel, max_edits: int) -> np.ndarray:
         for d in range(max_edits + 1)
     ]
     return np.logical_and.accumulate(np.stack(kept, -1), -1)
-
-
-def rest(chance) -> np.ndarray:
-    """`1 - chance`, rounded down."""
-    chance = np.asarray(chance, np.float64)
-    return np.where(chance > 0, np.maximum(np.nextafter(1 - chance, 0), 0.0), 1.0)
 
 
 def worst_case(p_lower, *, kernel, num_edits: int) -> np.ndarray:

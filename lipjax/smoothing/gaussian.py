@@ -31,7 +31,7 @@ def certify(
     Args:
         selection: `int[..., K]`, votes of a first sample, which choose the class (ties: the first).
         estimation: `int[..., K]`, votes of a second, independent one.
-        sigma: Standard deviation of the noise, a number or `float[...]`.
+        sigma: Standard deviation of the noise, a number or `float[...]`, for each input of the batch.
         alpha: Chance, for each input, that the certificate is wrong.
         law_error: Of the noise, see `lipjax.smoothing.noise`; taken off the chance of the class.
         num_samples: Of the estimation, if its rows are to be checked against it: with samples left out
@@ -45,7 +45,8 @@ def certify(
 
     Raises:
         ValueError: for counts that are no integers, negative, all zero, of different shapes or do not
-            sum to `num_samples`, one class, alpha outside (0, 1), sigma not positive.
+            sum to `num_samples`, one class, alpha outside (0, 1), sigma not positive or of another
+            batch.
 
     >>> found = certify([100, 0], [99_000, 1_000], sigma=0.5, alpha=0.001)
     >>> int(found.prediction), float(found.radius.round(4))
@@ -54,14 +55,15 @@ def certify(
     from scipy import special
 
     selection, estimation = _counts.checked(2, selection=selection, estimation=estimation)
-    sigma = _counts.levels(alpha, sigma)
+    alpha, sigma = _counts.levels(alpha, sigma)
+    _counts.check_batch(selection.shape[:-1], sigma=sigma)
     _counts.check_sums(num_samples, estimation=estimation)
     best = _counts.chosen(selection)
     votes = np.take_along_axis(estimation, best, -1)[..., 0]
     failure = confidence.failure(votes, estimation.sum(-1), alpha=alpha)
     failure = _counts.less_sure(failure, law_error)
     radius = sigma * -special.ndtri(failure)
-    info = {"p_lower": 1 - failure, "ledger": {"the class is less likely": alpha}}
+    info = {"p_lower": _counts.rest(failure), "ledger": {"the class is less likely": alpha}}
     return _counts.certificate(best[..., 0], radius, info)
 
 
@@ -104,7 +106,7 @@ def predict(counts, *, alpha: float) -> np.ndarray:
     from scipy import special
 
     (counts,) = _counts.checked(2, counts=counts)
-    _counts.levels(alpha, 1.0)
+    alpha, _ = _counts.levels(alpha, 1.0)
     second, first = np.moveaxis(np.sort(counts, axis=-1)[..., -2:], -1, 0)
     tail = np.where(first > 0, special.betainc(np.maximum(first, 1), second + 1, 0.5), 1.0)
     sure = np.minimum(1.0, 2 * tail) <= alpha

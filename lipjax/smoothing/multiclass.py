@@ -71,7 +71,8 @@ def certify(
 
     _checks.one_of(BUDGETS, budget=budget)
     selection, estimation = _counts.checked(2, selection=selection, estimation=estimation)
-    sigma = _counts.levels(alpha, sigma)
+    alpha, sigma = _counts.levels(alpha, sigma)
+    _counts.check_batch(selection.shape[:-1], sigma=sigma)
     _counts.check_sums(num_samples, estimation=estimation)
     best = _counts.chosen(selection)
     votes = np.take_along_axis(estimation, best, -1)[..., 0]
@@ -81,29 +82,22 @@ def certify(
         "bonferroni": _bonferroni,
         "partition": _partition,
     }[budget]
-    own, groups = spend(selection, estimation, best, alpha)
+    own, groups = spend(selection, estimation, best, _counts.spendable(alpha))
     trials = estimation.sum(-1)
-    failure = _upper(trials - votes, trials, own)
+    failure = confidence.failure(votes, trials, alpha=own)
     others = np.zeros(failure.shape)
     ledger = {"the class is less likely": own}
     for name, most, level, count in groups:
-        bound = np.where(count > 0, _upper(most, trials, np.where(count > 0, level, 0.5)), 0.0)
+        level = np.where(count > 0, level, 0.5)
+        bound = confidence.failure(trials - most, trials, alpha=level)  # of not being among them
+        bound = np.where(count > 0, bound, 0.0)
         others = np.maximum(others, bound)
         ledger[name] = level * count
     failure = _counts.less_sure(failure, law_error)
     others = np.minimum(_counts.less_sure(others, law_error), failure)
     radius = sigma / 2 * (-special.ndtri(failure) - special.ndtri(others))
-    info = {"p_lower": 1 - failure, "p_upper": others, "ledger": ledger}
+    info = {"p_lower": _counts.rest(failure), "p_upper": others, "ledger": ledger}
     return _counts.certificate(best[..., 0], radius, info)
-
-
-def _upper(successes, trials, level):
-    """Upper confidence bounds with a level for each."""
-    from scipy import special
-
-    exact = special.betainccinv(successes + 1.0, np.maximum(trials - successes, 1.0), level)
-    exact = np.minimum(exact * (1 + confidence.MARGIN), 1.0)
-    return np.where(successes >= trials, 1.0, exact)
 
 
 def _bonferroni(selection, estimation, best, alpha):

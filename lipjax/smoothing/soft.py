@@ -50,8 +50,9 @@ def certify(
     Args:
         selection: Moments of a first sample, which choose the class and how alpha is spent.
         estimation: Moments of a second, independent one, of at least 2 samples. Both of the same shape,
-            for any leading axes, of scores that sum to at most one.
-        sigma: Standard deviation of the noise, a number or `float[...]`.
+            for any leading axes, of scores that sum to at most one. Their counts may lack the last of
+            these axes.
+        sigma: Standard deviation of the noise, a number or `float[...]`, for each input of the batch.
         alpha: Chance, for each input, that the certificate is wrong.
         budget: `"weighted"` or `"bonferroni"`, as in `lipjax.smoothing.multiclass`.
         bound: `"bernstein"`, `"kl"`, or for each mean the better of them, each at half the level.
@@ -74,7 +75,8 @@ def certify(
 
     Raises:
         ValueError: for moments of different shapes or of scores that sum to more than one, fewer than 2
-            samples, one class, alpha outside (0, 1), sigma not positive, unknown options.
+            samples, one class, alpha outside (0, 1), sigma not positive or of another batch, unknown
+            options.
 
     >>> from lipjax.smoothing.sampling import sample_moments
     >>> fn = lambda x: simplex.softmax(jnp.stack([x, -x], -1), temperature=0.5)
@@ -90,13 +92,17 @@ def certify(
     _checks.one_of(BUDGETS, budget=budget)
     _checks.one_of(BOUNDS, bound=bound)
     _checked(selection, estimation)
-    sigma = _counts.levels(alpha, sigma)
+    alpha, sigma = _counts.levels(alpha, sigma)
+    batch = estimation.total.shape[:-2]
+    _counts.check_batch(batch, sigma=sigma)
+    if lipschitz is not None:
+        _counts.check_batch(batch, lipschitz=getattr(lipschitz, "value", lipschitz))
     _checks.within(0.0, 1.0, law_error=law_error, slope_error=slope_error)
     if slope_error and lipschitz is None:
         raise ValueError(f"slope_error is {slope_error} without lipschitz; nothing would use it.")
     best, levels, ledger = _spend(selection, alpha, budget)
     mean, variance = estimation.mean, estimation.variance
-    trials = np.asarray(estimation.count)[..., None]
+    trials = estimation._of_each().astype(np.int64)
     lower, upper = _bounds(mean, variance, trials, levels, bound)
     np.put_along_axis(upper, best, 0.0, -1)
 
@@ -174,7 +180,7 @@ def trade_off(
         maps: `(name, temperature)` of each candidate, names of `lipjax.smoothing.simplex.MAPS`.
         sigma: Standard deviation of the noise.
         alpha: Level of the certificates that are planned.
-        num_samples: Noisy copies of each input, used for all candidates.
+        num_samples: Noisy copies of each input, used for all candidates; at least 2.
         num_classes: Number of classes.
         batch_size: Examples in a call of `fn`.
         planned_samples: Samples of the certificates that are planned; by default `num_samples`. Means
@@ -192,6 +198,9 @@ def trade_off(
     >>> found.best
     ('softmax', 0.1)
     """
+    _checks.integer(2, num_samples=num_samples)
+    planned = num_samples if planned_samples is None else planned_samples
+    _checks.integer(2, planned_samples=planned)
     maps = tuple((str(name), float(temperature)) for name, temperature in maps)
     if not maps:
         raise ValueError("maps is empty; it must hold (name, temperature) pairs.")
@@ -222,8 +231,9 @@ def trade_off(
     variance = np.stack([m.variance for m in found]).reshape(shape) * (1 - 1 / num_samples)
     labels = np.asarray(labels)
     radii = np.zeros(shape[:2])
+    alpha, _ = _counts.levels(alpha, sigma)
     best, levels, _ = _shares(mean, variance / num_samples, alpha, "weighted", 1.0 / num_samples)
-    trials = np.full((*shape[:2], 1), planned_samples or num_samples)
+    trials = np.full((*shape[:2], 1), planned)
     lower, upper = _bounds(mean, variance, trials, levels, "both")
     own = np.take_along_axis(lower, best, -1)[..., 0]
     rest = upper.copy()
@@ -264,11 +274,11 @@ def unsound_per_input(counts, moments: Moments, *, sigma, alpha: float) -> Certi
     from scipy import special
 
     (counts,) = _counts.checked(2, counts=counts)
-    sigma = _counts.levels(alpha, sigma)
+    alpha, sigma = _counts.levels(alpha, sigma)
     classes = counts.shape[-1]
     trials = counts.sum(-1, keepdims=True)
     interval = confidence.clopper_pearson(counts, trials, alpha=alpha / classes)
-    n = np.asarray(moments.count)[..., None, None]
+    n = moments._of_each()
     log = np.log(2 * classes / alpha)
     shift = np.sqrt(2 * moments.variance * log / n) + 7 * log / (3 * (n - 1))
     lower = np.concatenate([interval.lower[..., None, :], moments.mean - shift], -2)
@@ -296,7 +306,7 @@ def _bounds(mean, variance, trials, levels, bound):
 
 
 def _spend(selection, alpha, budget):
-    least = 1.0 / np.asarray(selection.count, np.float64)[..., None]
+    least = 1.0 / selection._of_each()
     error = np.nan_to_num(selection.variance) * least  # of a single sample: nothing known
     return _shares(selection.mean, error, alpha, budget, least)
 
@@ -306,7 +316,7 @@ def _shares(mean, error, alpha, budget, least):
 
     Contenders came within three deviations of the second.
     """
-    classes = mean.shape[-1]
+    classes, alpha = mean.shape[-1], _counts.spendable(alpha)
     best = np.argmax(mean, axis=-1)[..., None]
     if budget == "bonferroni":
         level = np.full(mean.shape, alpha / classes)
@@ -343,6 +353,12 @@ def _checked(selection, estimation):
     for name, moments in (("selection", selection), ("estimation", estimation)):
         if not isinstance(moments, Moments):
             raise ValueError(f"{name} is a {type(moments).__name__}; it must be Moments.")
+        batch, count = moments.total.shape[:-2], np.shape(moments.count)
+        if count != batch[: len(count)]:
+            raise ValueError(
+                f"{name}.count has shape {count} and the sums {moments.total.shape}; its axes must be "
+                f"the first of those of the batch, {batch}."
+            )
         least = 2 if name == "estimation" else 1
         if np.any(np.asarray(moments.count) < least):
             raise ValueError(

@@ -182,3 +182,75 @@ def test_levels_too_small_for_the_inverse_give_trivial_bounds():
     found = confidence.clopper_pearson(np.array([0, 5, 9, 10]), 10, alpha=1e-300)
     assert not np.isnan(found.lower).any() and not np.isnan(found.upper).any()
     assert (found.lower <= 1e-20).all() and (found.upper >= 1 - 1e-20).all()
+
+
+@pytest.mark.parametrize("trials", [10**6, 10**8, 2**31 - 1])
+def test_many_trials_are_bounded_outwards(trials):
+    """The inverse functions are off by up to a relative 2e-10 there, the functions are not."""
+    rng = np.random.default_rng(0)
+    k = np.r_[72_124_474 % trials, (trials * rng.uniform(size=400) ** 4).astype(int), trials - 9]
+    k = np.maximum(k, 1)
+    alpha = np.r_[0.001, 10.0 ** -rng.uniform(0.3, 14, 400), 0.001]
+    found = clopper_pearson(k, trials, alpha=alpha)
+    assert (special.betainc(k, trials - k + 1, found.lower) <= alpha)[found.lower < 0.5].all()
+    assert (special.betaincc(k + 1, trials - k, found.upper) <= alpha).all()
+    failed = confidence.failure(k, trials, alpha=alpha)
+    assert (special.betaincc(trials - k + 1, k, failed) <= alpha).all()
+    inverse = special.betaincinv(k, trials - k + 1, alpha)
+    np.testing.assert_allclose(found.lower, inverse, rtol=1e-9)
+    np.testing.assert_allclose(failed, special.betainccinv(trials - k + 1, k, alpha), rtol=1e-9)
+    if trials > 10**6:  # negative control: the margin alone
+        inverse = inverse * (1 - confidence.MARGIN)
+        assert (special.betainc(k, trials - k + 1, inverse) > alpha * (1 + 1e-9)).any()
+
+
+@pytest.mark.parametrize("alpha", [1e-199, 1e-250, 1e-280, 1e-300])
+def test_counts_at_tiny_levels_are_not_bounded_inwards(alpha):
+    """The chance of the count itself at its lower bound is at most alpha; at 1e-250 it was 1e-228."""
+    k = np.array([2964, 2900, 2990, 65])
+    n = np.array([3000, 3000, 3000, 100])
+    choose = special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
+    missed = np.array(confidence.failure(k, n, alpha=alpha))
+    chance = choose + special.xlog1py(k, -missed) + special.xlogy(n - k, missed)
+    assert (chance <= np.log(alpha) + 1e-9).all()
+    lower = clopper_pearson(k, n, alpha=alpha).lower
+    chance = choose + special.xlogy(k, lower) + special.xlog1py(n - k, -lower)
+    assert (chance <= np.log(alpha) + 1e-9).all()
+    assert alpha < confidence.LEAST or (lower > 1e-4).all()
+
+
+@pytest.mark.parametrize("trials", [10**5, 10**7, 10**9])
+def test_lower_bounds_near_one_keep_the_digits_of_what_is_missing(trials):
+    lower = clopper_pearson(trials, trials, alpha=0.001).lower
+    exact = -np.expm1(np.log(0.001) / trials)
+    assert exact <= 1 - lower <= exact * (1 + 2e-12) + 2.0**-53
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_levels_of_any_type_are_used_in_float64(dtype):
+    for alpha in np.linspace(0.001, 0.3, 300).astype(dtype):
+        level = float(alpha)
+        for one, other in zip(
+            (
+                confidence.hoeffding(0.9, 20, alpha=alpha),
+                confidence.empirical_bernstein(0.5, 0.25, 20, alpha=alpha),
+                confidence.chernoff_kl(0.9, 20, alpha=alpha),
+                clopper_pearson(9, 20, alpha=alpha),
+                confidence.randomized_clopper_pearson(9, 20, 0.5, alpha=alpha),
+            ),
+            (
+                confidence.hoeffding(0.9, 20, alpha=level),
+                confidence.empirical_bernstein(0.5, 0.25, 20, alpha=level),
+                confidence.chernoff_kl(0.9, 20, alpha=level),
+                clopper_pearson(9, 20, alpha=level),
+                confidence.randomized_clopper_pearson(9, 20, 0.5, alpha=level),
+            ),
+        ):
+            assert one == other
+
+
+def test_counts_of_any_integer_types():
+    expected = confidence.failure(3, 5, alpha=0.1)
+    for one, other in ((np.uint64, np.int64), (np.uint8, np.int32), (np.int8, np.uint64)):
+        assert confidence.failure(one(3), other(5), alpha=0.1) == expected
+        assert clopper_pearson(one(3), other(5), alpha=0.1) == clopper_pearson(3, 5, alpha=0.1)

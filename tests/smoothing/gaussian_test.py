@@ -104,3 +104,15 @@ def test_law_error_is_taken_off():
     assert 0 < off.radius < plain.radius
     with pytest.raises(ValueError, match="law_error is -1"):
         gaussian.certify(counts, counts, sigma=1.0, alpha=0.01, law_error=-1)
+
+
+def test_noise_is_of_the_batch():
+    """A sigma `[2, 1]` made certificates `[2, 2]` of two inputs."""
+    counts = np.array([[900, 100], [800, 200]])
+    for sigma in (np.array([[1.0], [2.0]]), np.ones(3), np.ones((1, 2))):
+        with pytest.raises(ValueError, match="sigma has shape"):
+            gaussian.certify(counts, counts, sigma=sigma, alpha=0.01)
+    with pytest.raises(ValueError, match="sigma has shape"):
+        gaussian.certify(counts[0], counts[0], sigma=np.ones(1), alpha=0.01)
+    found = gaussian.certify(counts, counts, sigma=np.array([1.0, 2.0]), alpha=0.01)
+    assert found.radius.shape == (2,)

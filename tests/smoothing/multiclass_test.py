@@ -1,6 +1,7 @@
 """Every class bounded: reference values, failure rates by enumeration, budgets against each other."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -174,3 +175,45 @@ def test_bad_input_is_named(change, word):
     given = dict(selection=[5, 1, 0], estimation=[90, 8, 2], sigma=0.5, alpha=0.01) | change
     with pytest.raises(ValueError, match=word):
         multiclass.certify(given.pop("selection"), given.pop("estimation"), **given)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("classes", [3, 7, 10, 1000])
+def test_exact_sums_of_the_ledger_are_at_most_alpha(budget, dtype, classes):
+    rng = np.random.default_rng(0)
+    selection = np.concatenate(
+        [rng.multinomial(100, p, 5) for p in rng.dirichlet(np.ones(classes), 5)]
+    )
+    selection = np.r_[selection, [np.eye(classes, dtype=int)[0] * 100]]
+    for alpha in np.linspace(0.001, 0.05, 20).astype(dtype):
+        found = multiclass.certify(selection, selection, sigma=1.0, alpha=alpha, budget=budget)
+        ledger = [np.broadcast_to(level, 26) for level in found.info["ledger"].values()]
+        for row in zip(*ledger):
+            total = sum(Fraction(float(level)) for level in row)
+            assert Fraction(float(alpha)) * 99 / 100 <= total <= Fraction(float(alpha))
+
+
+def test_noise_is_of_the_batch():
+    counts = np.array([[900, 90, 10], [800, 150, 50]])
+    with pytest.raises(ValueError, match=r"sigma has shape \(2, 1\)"):
+        multiclass.certify(counts, counts, sigma=np.array([[1.0], [2.0]]), alpha=0.01)
+    found = multiclass.certify(counts, counts, sigma=np.array([1.0, 2.0]), alpha=0.01)
+    assert found.radius.shape == (2,)
+
+
+@pytest.mark.parametrize("trials", [10**5, 2**31 - 9])
+def test_the_chance_of_the_class_is_rounded_down(trials):
+    """What is missing to 1 has few digits left in a float64 near 1; the last one is on the safe side."""
+    votes = trials - np.arange(40)
+    counts = np.stack([votes, trials - votes], -1)
+    first = np.tile([10, 0], (40, 1))
+    missing = confidence.failure(votes, trials, alpha=0.001)
+    found = gaussian.certify(first, counts, sigma=1.0, alpha=0.001).info["p_lower"]
+    assert all(Fraction(p) <= 1 - Fraction(q) for p, q in zip(found.tolist(), missing.tolist()))
+    np.testing.assert_allclose(1 - found, missing, rtol=1e-7)
+    several = multiclass.certify(first, counts, sigma=1.0, alpha=0.001, budget="bonferroni")
+    level = several.info["ledger"]["the class is less likely"][0]
+    missing = confidence.failure(votes, trials, alpha=level)
+    pairs = zip(several.info["p_lower"].tolist(), missing.tolist())
+    assert all(Fraction(p) <= 1 - Fraction(q) for p, q in pairs)

@@ -1,5 +1,7 @@
 """Soft scores: reference values, failure rates, and the per-input choice that is not sound."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -273,3 +275,68 @@ def test_bad_input_is_named(change, word):
     given = dict(selection=good, estimation=good, sigma=1.0, alpha=0.01) | change
     with pytest.raises(ValueError, match=word):
         soft.certify(given.pop("selection"), given.pop("estimation"), **given)
+
+
+@pytest.mark.parametrize("budget", soft.BUDGETS)
+@pytest.mark.parametrize("bound", soft.BOUNDS)
+def test_each_sum_is_bounded_with_its_own_number_of_samples(budget, bound):
+    """Counts of two images, sums of two maps each: axes that could be taken for one another."""
+    few, many = (moments_of(RNG.dirichlet([8, 1, 1], (2, n))) for n in (60, 4000))
+    joined = [np.stack(parts) for parts in zip(few, many)]  # [image, map, ...]
+    both = Moments(joined[0][:, 0], *joined[1:])
+    assert both.count.tolist() == [60, 4000] and both.total.shape == (2, 2, 3, 3)
+    options = dict(sigma=1.0, alpha=0.01, budget=budget, bound=bound)
+    found = soft.certify(both, both, **options)
+    for i, part in enumerate((few, many)):
+        alone = soft.certify(part, part, **options)
+        np.testing.assert_array_equal(found.radius[i], alone.radius)
+        np.testing.assert_array_equal(found.info["p_lower"][i], alone.info["p_lower"])
+    assert (found.radius[0] < found.radius[1]).all()
+    one = Moments(np.int32(60), few.total, few.squares)
+    np.testing.assert_array_equal(soft.certify(one, one, **options).radius, found.radius[0])
+    turned = Moments(np.array([60, 60, 60]), both.total, both.squares)
+    with pytest.raises(ValueError, match=r"selection.count has shape \(3,\)"):
+        soft.certify(turned, turned, **options)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("classes", [3, 7, 10, 1000])
+def test_exact_sums_of_the_ledger_are_at_most_alpha(dtype, classes):
+    scores = np.r_[[np.full(classes, 1 / classes)] * 20, RNG.dirichlet(np.ones(classes), 20)]
+    moments = moments_of(scores * (1 - 1e-6))
+    for budget in soft.BUDGETS:
+        for alpha in np.linspace(0.001, 0.05, 20).astype(dtype):
+            found = soft.certify(moments, moments, sigma=1.0, alpha=alpha, budget=budget)
+            total = sum(Fraction(float(level)) for level in found.info["ledger"].values())
+            assert 0.94 * Fraction(float(alpha)) <= total <= Fraction(float(alpha))
+            _, levels, _ = soft._spend(moments, float(alpha), budget)
+            assert sum(map(Fraction, levels.tolist())) <= Fraction(float(alpha))
+
+
+def test_noise_and_constants_are_of_the_batch():
+    moments = moments_of(RNG.dirichlet([9, 1], (2, 400)))
+    wide = np.array([[1.0], [2.0]])
+    with pytest.raises(ValueError, match=r"sigma has shape \(2, 1\)"):
+        soft.certify(moments, moments, sigma=wide, alpha=0.01)
+    with pytest.raises(ValueError, match=r"lipschitz has shape \(2, 1\)"):
+        soft.certify(moments, moments, sigma=1.0, alpha=0.01, lipschitz=wide)
+    found = soft.certify(moments, moments, sigma=np.array([1.0, 2.0]), alpha=0.01)
+    assert found.radius.shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["num_samples", "planned_samples"])
+def test_a_trade_off_needs_two_samples(name):
+    given = dict(num_samples=10, planned_samples=10) | {name: 1}
+    with pytest.raises(ValueError, match=f"{name} is 1"):
+        soft.trade_off(
+            jax.random.key(0),
+            lambda x: jnp.stack([x, -x], -1),
+            jnp.zeros(2),
+            np.array([1, 0]),
+            maps=[("softmax", 1.0)],
+            sigma=0.5,
+            alpha=0.001,
+            num_classes=2,
+            batch_size=5,
+            **given,
+        )
