@@ -66,7 +66,8 @@ def plan(
     left: later looks decide the classes that are close.
 
     Guarantee: a class whose chance is at most `Phi(radius / sigma)` crosses with chance at most `spent`,
-    which is at most alpha.
+    which is at most alpha. Chances too small to be kept count as crossing; with an alpha below about
+    1e-280 that leaves nothing to certify with.
 
     >>> found = plan(0.5, sigma=0.5, alpha=0.001, looks=[100, 1000, 10_000])
     >>> found.boundary.tolist(), bool(found.spent <= 0.001)
@@ -81,17 +82,19 @@ def plan(
     looks = np.asarray(looks)
     if looks.ndim != 1 or not looks.size or not np.issubdtype(looks.dtype, np.integer):
         raise ValueError(f"looks is {looks!r}; it must be a list of integers.")
+    looks = looks.astype(np.int64)  # differences of unsigned integers wrap around
     if looks[0] < 1 or np.any(np.diff(looks) < 1):
         raise ValueError(f"looks is {looks!r}; it must increase, from at least 1.")
     _checks.within(0.0, 1.0, give_up=give_up, law_error=law_error)
     alpha = float(alpha)
     chance = min((float(special.ndtr(radius / sigma)) + float(law_error)) * (1 + 1e-12), 1.0)
-    law, before, carry, spent, boundary = np.ones(1), 0, 0.0, 0.0, []
+    law, before, carry, spent, lost, boundary = np.ones(1), 0, 0.0, 0.0, 0.0, []
     shares = alpha * np.arange(1, len(looks) + 1) / (len(looks) * (len(looks) + 1) / 2)
     for n, share in zip(looks, shares):
-        law = _more(law, int(n) - before, chance)
-        tail = np.cumsum(law[::-1])[::-1]  # chance of at least so many, never having crossed
-        room = (share + carry) * (1 - 1e-8)
+        law, cut = _more(law, int(n) - before, chance, alpha)
+        lost += cut
+        tail = np.cumsum(law[::-1])[::-1] + lost  # chance of at least so many, never having crossed
+        room = (share + carry) * (1 - 1e-8 - 1e-14 * n)  # for the rounding of log factorials
         low = np.flatnonzero(tail <= room)
         at = int(low[0]) if low.size else int(n) + 1
         crossed = float(tail[at]) if at <= n else 0.0
@@ -112,7 +115,7 @@ def plan(
         float(radius),
         float(sigma),
         chance,
-        looks.astype(np.int64),
+        looks,
         boundary,
         np.array(least),
         alpha,
@@ -132,7 +135,7 @@ def power(plan: Plan, p: float) -> tuple[float, float]:
     law, before, certified, samples = np.ones(1), 0, 0.0, 0.0
     for n, at, least in zip(plan.looks, plan.boundary, plan.least):
         samples += law.sum() * (n - before)
-        law = _more(law, int(n) - before, p)
+        law, _ = _more(law, int(n) - before, p, plan.alpha)
         certified += law[at:].sum()
         law[at:] = 0.0
         law[: max(least, 0)] = 0.0
@@ -161,7 +164,12 @@ def certify(draw: Callable[[int, int], int], prediction: int, plan: Plan) -> Cer
     _checks.integer(0, prediction=prediction)
     votes, before, sure = 0, 0, False
     for n, at, least in zip(plan.looks, plan.boundary, plan.least):
-        found = int(draw(before, int(n)))
+        found = draw(before, int(n))
+        if np.ndim(found) or not np.issubdtype(np.asarray(found).dtype, np.integer):
+            raise ValueError(
+                f"draw returned {found!r}; it must return one integer, a number of votes."
+            )
+        found = int(found)
         if not 0 <= found <= n - before:
             raise ValueError(f"draw returned {found} votes among {n - before} samples.")
         votes, before = votes + found, int(n)
@@ -178,8 +186,8 @@ def certify(draw: Callable[[int, int], int], prediction: int, plan: Plan) -> Cer
     )
 
 
-def _more(law, trials, p):
-    """The law of a count after that many more trials, but for chances below 1e-40."""
+def _more(law, trials, p, alpha):
+    """The law of a count after that many more trials, and at least the chance that is missing from it."""
     from scipy import special
 
     k = np.arange(trials + 1)
@@ -187,13 +195,20 @@ def _more(law, trials, p):
     log = log + special.xlogy(k, p) + special.xlog1py(trials - k, -p)
     steps = np.exp(log)
     found = np.zeros(len(law) + trials)
-    (first, one), (second, other) = _trimmed(law), _trimmed(steps / steps.sum())
+    (first, one, cut), (second, other, also) = (
+        _trimmed(law, alpha),
+        _trimmed(steps / steps.sum(), alpha),
+    )
     if len(one):
         found[first + second : first + second + len(one) + len(other) - 1] = np.convolve(one, other)
-    return found
+    return found, cut + also
 
 
-def _trimmed(law):
-    """Where the chances that count begin, and those."""
-    kept = np.flatnonzero(law > 1e-40)
-    return (kept[0], law[kept[0] : kept[-1] + 1]) if len(kept) else (0, law[:0])
+def _trimmed(law, alpha):
+    """Where the chances that count begin, those, and at least the sum of the others."""
+    least = max(min(alpha * 1e-25, 1e-40), 1e-290)  # what is smaller may have lost its digits
+    kept = np.flatnonzero(law > least)
+    if not len(kept):
+        return 0, law[:0], len(law) * least
+    first, last = kept[0], kept[-1] + 1
+    return first, law[first:last], (len(law) - (last - first)) * least

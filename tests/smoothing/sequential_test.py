@@ -102,3 +102,36 @@ def test_bad_input_is_named(change, word):
     plan = sequential.plan(0.5, sigma=0.5, alpha=0.01, looks=[10, 20])
     with pytest.raises(ValueError, match="draw returned 11 votes"):
         sequential.certify(lambda a, b: 11, 0, plan)
+
+
+@pytest.mark.parametrize("alpha", [1e-30, 1e-45, 1e-60, 1e-150, 1e-250])
+def test_tiny_levels_are_kept(alpha):
+    """The chance of the boundary itself; chances below 1e-40 once counted as zero."""
+    for looks in ([4000], [400, 1200, 6000]):
+        plan = sequential.plan(0.4, sigma=0.5, alpha=alpha, looks=looks)
+        reached = plan.boundary <= plan.looks
+        assert reached[-1] and 0.05 * alpha < plan.spent <= alpha
+        choose = stats.binom.logpmf(plan.boundary[reached], plan.looks[reached], plan.chance)
+        assert (choose <= np.log(alpha)).all()
+        exact = stats.binom.logsf(plan.boundary[:1] - 1, plan.looks[:1], plan.chance)
+        assert not reached[0] or exact <= np.log(plan.spent) + 1e-8
+    nothing = sequential.plan(0.4, sigma=0.5, alpha=1e-300, looks=[1000, 4000])
+    assert (nothing.boundary > nothing.looks).all() and nothing.spent == 0
+
+
+def test_looks_of_any_integer_type():
+    for dtype in (np.uint8, np.int8, np.uint64):
+        looks = np.array([20, 60, 100], dtype)
+        plan = sequential.plan(0.5, sigma=0.5, alpha=0.01, looks=looks)
+        expected = sequential.plan(0.5, sigma=0.5, alpha=0.01, looks=[20, 60, 100])
+        assert plan.looks.dtype == np.int64 and plan.boundary.tolist() == expected.boundary.tolist()
+        with pytest.raises(ValueError, match="must increase"):
+            sequential.plan(0.5, sigma=0.5, alpha=0.01, looks=looks[::-1])
+
+
+@pytest.mark.parametrize("votes", [99.9, 99.0, True, [99], np.array([99])])
+def test_votes_are_whole_numbers(votes):
+    plan = sequential.plan(0.5, sigma=0.5, alpha=0.01, looks=[100])
+    with pytest.raises(ValueError, match="must return one integer"):
+        sequential.certify(lambda a, b: votes, 0, plan)
+    assert sequential.certify(lambda a, b: np.array(99), 0, plan).prediction == 0
