@@ -38,8 +38,7 @@ def sparsemax(logits: Array, *, temperature=1.0) -> Array:
     >>> sparsemax(jnp.array([0.5, 0.25, -1.0])).tolist()
     [0.625, 0.375, 0.0]
     """
-    z = _scaled(logits, temperature)
-    z = z - jnp.max(z, axis=-1, keepdims=True)
+    z = _below_the_first(logits, temperature)
     ordered, rank = _ordered(z)
     total = jnp.cumsum(ordered, axis=-1)
     inside = 1 + rank * ordered > total
@@ -54,8 +53,7 @@ def entmax(logits: Array, *, temperature=1.0) -> Array:
     >>> [round(float(p), 4) for p in entmax(jnp.array([1.0, 0.0, -5.0]))]
     [0.8307, 0.1693, 0.0]
     """
-    z = _scaled(logits, temperature) / 2
-    z = z - jnp.max(z, axis=-1, keepdims=True)
+    z = _below_the_first(logits, 2 * temperature)
     ordered, rank = _ordered(z)
     mean = jnp.cumsum(ordered, axis=-1) / rank
     spread = jnp.cumsum(ordered * ordered, axis=-1) - rank * mean * mean
@@ -121,11 +119,27 @@ def whole(name: str, *, temperature: float, num_classes: int) -> float:
 
 
 def _scaled(logits, temperature):
+    logits, temperature = _known(logits, temperature)
+    return logits / temperature
+
+
+def _below_the_first(logits, temperature):
+    """`z / T` less its maximum, at least -2: entries below -1 are never in the support.
+
+    The maximum is subtracted first: compilers contract the quotient with the difference, and what that
+    leaves of the largest entry may be anything.
+    """
+    logits, temperature = _known(logits, temperature)
+    below = logits - jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.maximum(below, -2 * temperature) / temperature
+
+
+def _known(logits, temperature):
     logits = jnp.asarray(logits)
     _checks.real_floating(logits=logits)
     _checks.at_least_rank(1, "[..., K]", logits=logits)
     _checks.positive(temperature=temperature)
-    return logits / jnp.asarray(temperature, logits.dtype)
+    return logits, jnp.asarray(temperature, logits.dtype)
 
 
 def _ordered(z):

@@ -100,3 +100,25 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=word):
             make()
+
+
+@pytest.mark.parametrize("name", SOFT)
+@pytest.mark.parametrize("far", [-np.inf, -3e38, -1e25, -1e19])
+def test_masked_logits_get_nothing(name, far):
+    """Squares of what is far below overflow."""
+    fn = getattr(simplex, name)
+    z, short = jnp.array([1.0, 0.5, far]), jnp.array([1.0, 0.5])
+    for run in (lambda f: f, jax.jit):
+        np.testing.assert_allclose(run(fn)(z), [*fn(short), 0], rtol=1e-6)
+        jacobian = run(jax.jacrev(fn))(z)
+        np.testing.assert_allclose(jacobian[:2, :2], jax.jacrev(fn)(short), rtol=1e-5)
+        assert not jacobian[2].any() and not jacobian[:, 2].any()
+
+
+@pytest.mark.parametrize("name", SOFT)
+@pytest.mark.parametrize("temperature", [1e-3, 1e-8, 1e-20, 1e-30])
+def test_cold_maps_under_jit_are_those_outside(name, temperature):
+    fn = functools.partial(getattr(simplex, name), temperature=temperature)
+    z = jnp.array([[5.0, 0.0, 0.0], [0.3, 0.7, -1.1], [1.3, 1.1, 1.2]])
+    for run in (fn, jax.jit(fn), jax.vmap(fn)):
+        np.testing.assert_allclose(run(z), jnp.eye(3)[jnp.array([0, 1, 0])], atol=1e-6)
