@@ -46,19 +46,16 @@ def curve(radii, correct, at, *, alpha: float, level: float = 0.001) -> Curve:
     """
     from lipjax.smoothing.confidence import clopper_pearson
 
-    radii, correct = np.asarray(radii, np.float64), np.asarray(correct, bool)
+    radii, correct = _certified(radii, correct)
     at = np.atleast_1d(np.asarray(at, np.float64))
-    if radii.ndim != 1 or radii.shape != correct.shape or not radii.size:
-        raise ValueError(
-            f"radii has shape {radii.shape} and correct {correct.shape}; both must be [N], N at least 1."
-        )
-    if np.isnan(radii).any() or np.any(radii < 0) or not np.all(at >= 0):
+    if not np.all(at >= 0):
         raise ValueError("radii and at must be at least 0, and not NaN.")
     _checks.within(0.0, 0.999999, alpha=alpha)
+    alpha = float(alpha)
     inside = correct & (radii > 0) & (radii >= at[:, None])
     count, size = inside.sum(1), radii.size
     interval = clopper_pearson(count, size, alpha=level)
-    log = np.log(1 / level)
+    log = -np.log(float(level))
     wrong = alpha + np.sqrt(2 * alpha * (1 - alpha) * log / size) + log / (3 * size)
     these = np.maximum(count / size - (wrong if alpha else 0.0), 0.0)
     return Curve(at, count / size, these, interval.lower, interval.upper)
@@ -68,12 +65,13 @@ def mean_radius(radii, correct) -> float:
     """Mean of the radii, wrong classes and abstentions as 0.
 
     To be read with the curve: a few easy inputs with large radii can make up for many that are lost
-    (Sun et al. 2024, https://arxiv.org/abs/2410.06895).
+    (Sun et al. 2024, https://arxiv.org/abs/2410.06895). Arguments are refused as by `curve`.
 
     >>> mean_radius([0.5, 1.0], [True, False])
     0.25
     """
-    return float(np.mean(np.where(np.asarray(correct, bool), np.asarray(radii, np.float64), 0.0)))
+    radii, correct = _certified(radii, correct)
+    return float(np.mean(np.where(correct, radii, 0.0)))
 
 
 def implied_alpha(largest_radius, *, sigma: float, num_samples: int) -> float:
@@ -89,3 +87,14 @@ def implied_alpha(largest_radius, *, sigma: float, num_samples: int) -> float:
     _checks.positive(sigma=sigma, largest_radius=largest_radius)
     _checks.integer(1, num_samples=num_samples)
     return float(np.exp(num_samples * special.log_ndtr(largest_radius / sigma)))
+
+
+def _certified(radii, correct):
+    radii, correct = np.asarray(radii, np.float64), np.asarray(correct, bool)
+    if radii.ndim != 1 or radii.shape != correct.shape or not radii.size:
+        raise ValueError(
+            f"radii has shape {radii.shape} and correct {correct.shape}; both must be [N], N at least 1."
+        )
+    if not np.all(radii >= 0):
+        raise ValueError("radii and at must be at least 0, and not NaN.")
+    return radii, correct

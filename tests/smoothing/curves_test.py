@@ -61,3 +61,29 @@ def test_bad_input_is_named():
         given = good | change
         with pytest.raises(ValueError, match=word):
             curves.curve(given.pop("radii"), given.pop("correct"), given.pop("at"), **given)
+
+
+@pytest.mark.parametrize(
+    "radii,correct,word",
+    [
+        ([1.0, 2.0, 3.0], [True], "radii has shape"),
+        ([], [], "N at least 1"),
+        ([[1.0]], [[True]], "radii has shape"),
+        ([np.nan, 1.0], [False, True], "not NaN"),
+        ([-1.0], [True], "at least 0"),
+    ],
+)
+def test_the_mean_of_bad_radii_is_refused(radii, correct, word):
+    with pytest.raises(ValueError, match=word):
+        curves.mean_radius(radii, correct)
+    with pytest.raises(ValueError, match=word):
+        curves.curve(radii, correct, [0.5], alpha=0.001)
+
+
+def test_levels_of_any_type_are_used_in_float64():
+    alpha, level = np.float16(0.01), np.float32(0.123)
+    found = curves.curve(np.ones(50), np.ones(50, bool), [0.5], alpha=alpha, level=level)
+    exact = curves.curve(
+        np.ones(50), np.ones(50, bool), [0.5], alpha=float(alpha), level=float(level)
+    )
+    assert found.these == exact.these and found.lower == exact.lower
