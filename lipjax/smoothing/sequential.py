@@ -187,7 +187,7 @@ def certify(draw: Callable[[int, int], int], prediction: int, plan: Plan) -> Cer
 
 
 def _more(law, trials, p, alpha):
-    """The law of a count after that many more trials, and at least the chance that is missing from it."""
+    """The law of a count after that many more trials, and at least the chance that it lacks."""
     from scipy import special
 
     k = np.arange(trials + 1)
