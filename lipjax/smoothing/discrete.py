@@ -9,9 +9,9 @@ https://arxiv.org/abs/2605.12876.
 
 import numpy as np
 
-from lipjax import _checks
 from lipjax.smoothing import _counts, multiclass
 from lipjax.smoothing._counts import rest as rest
+from lipjax.smoothing.kernels import check_edits
 from lipjax.typing import ABSTAIN, Certificate
 
 SLACK = 1e-12
@@ -57,7 +57,7 @@ def certify(
     >>> int(found.prediction), float(found.radius)
     (0, 6.0)
     """
-    _checks.integer(0, max_edits=max_edits)
+    check_edits(kernel, max_edits=max_edits)
     options = dict(alpha=alpha, budget=budget, law_error=law_error, num_samples=num_samples)
     found = multiclass.certify(selection, estimation, sigma=1.0, **options)
     own, other = found.info["p_lower"], found.info["p_upper"]
@@ -82,6 +82,7 @@ def hold(p_lower, p_upper, *, kernel, max_edits: int) -> np.ndarray:
     >>> hold(0.9, 0.1, kernel=Mask(0.5), max_edits=2).tolist()
     [True, False, False]
     """
+    check_edits(kernel, max_edits=max_edits)
     kept = [
         worst_case(p_lower, kernel=kernel, num_edits=d)
         + worst_case(rest(p_upper), kernel=kernel, num_edits=d)
@@ -112,9 +113,7 @@ def worst_case(p_lower, *, kernel, num_edits: int) -> np.ndarray:
     p = np.asarray(p_lower, np.float64)
     if not np.all((p >= 0) & (p <= 1)):
         raise ValueError(f"p_lower is {p_lower!r}; it must lie in [0, 1].")
-    if not hasattr(kernel, "atoms"):
-        raise ValueError(f"kernel is {kernel!r}; it must be one of lipjax.smoothing.kernels.")
-    _checks.integer(0, num_edits=num_edits)
+    check_edits(kernel, num_edits=num_edits)
     if num_edits == 0:
         return p[()]
     log_mass, log_ratio, lost = kernel.atoms(num_edits)

@@ -20,6 +20,7 @@ import numpy as np
 from lipjax import _checks
 from lipjax.smoothing import _counts, multiclass
 from lipjax.smoothing.discrete import SLACK, hold, rest, worst_case
+from lipjax.smoothing.kernels import check_edits
 from lipjax.typing import ABSTAIN
 
 LEAST = 1e-9
@@ -85,7 +86,7 @@ def certify(
     >>> int(found.prediction), int(found.edits), found.radius.round(3).tolist()
     (0, 2, [1.408, 1.321, 1.225])
     """
-    _checks.integer(0, max_edits=max_edits)
+    check_edits(kernel, max_edits=max_edits)
     options = dict(alpha=alpha, budget=budget, law_error=law_error, num_samples=num_samples)
     found = multiclass.certify(selection, estimation, sigma=sigma, **options)
     own, other = found.info["p_lower"], found.info["p_upper"]
@@ -155,7 +156,7 @@ def curve(p_lower, *, kernel, max_edits: int, sigma, threshold: float = 0.5) -> 
     >>> curve(0.999, kernel=Mask(0.9), max_edits=2, sigma=0.5).round(3).tolist()
     [1.545, 1.46, 1.364]
     """
-    _checks.integer(0, max_edits=max_edits)
+    check_edits(kernel, max_edits=max_edits)
     options = dict(kernel=kernel, sigma=sigma, threshold=threshold)
     found = [radius(p_lower, num_edits=d, **options) for d in range(max_edits + 1)]
     return np.minimum.accumulate(np.stack(found, -1), -1)
@@ -169,15 +170,15 @@ def _of_classes(p, p_upper, kernel, num_edits, sigma):
     if not np.all((q >= 0) & (q <= 1)):
         raise ValueError(f"p_upper is {p_upper!r}; it must lie in [0, 1].")
     p, q, sigma = np.broadcast_arrays(p, q, np.asarray(sigma, np.float64))
-    pairs = np.stack([p.reshape(-1), rest(q).reshape(-1)], -1)
+    pairs = np.stack([p.reshape(-1), q.reshape(-1)], -1)
     unique, place = np.unique(pairs, axis=0, return_inverse=True)  # counts repeat
     own, others = unique.T
     left = worst_case(own, kernel=kernel, num_edits=num_edits)
-    other = worst_case(others, kernel=kernel, num_edits=num_edits)
+    other = worst_case(rest(others), kernel=kernel, num_edits=num_edits)
     alive = left + other > 1
     found = np.zeros(own.shape)
     if alive.any():
-        both = np.stack([own[alive], others[alive]])
+        both = np.stack([1 - own[alive], others[alive]])  # what is missing to 1
         atoms = kernel.atoms(num_edits)
 
         def attacked(rho, rows, steps=STEPS):
@@ -191,7 +192,7 @@ def _of_classes(p, p_upper, kernel, num_edits, sigma):
         def excess(rho, rows):
             return special.ndtri(_inside(attacked(rho, rows, steps=48))).sum(0)
 
-        high = (-special.ndtri(1 - both)).sum(0) / 2  # without tokens
+        high = (-special.ndtri(both)).sum(0) / 2  # without tokens
         found[alive] = _largest(high, sure, excess)
     return (found[place.reshape(-1)].reshape(p.shape) * sigma)[()]
 
@@ -204,14 +205,16 @@ def _of_threshold(p, atoms, threshold):
     """The largest rho with an attacked mean of at least the threshold, from below."""
     from scipy import special
 
+    missing = 1 - p
+
     def sure(rho, rows):
-        return _attacked(p[rows], rho, atoms) >= threshold
+        return _attacked(missing[rows], rho, atoms) >= threshold
 
     def excess(rho, rows):
-        attacked = _inside(_attacked(p[rows], rho, atoms, steps=48))
+        attacked = _inside(_attacked(missing[rows], rho, atoms, steps=48))
         return special.ndtri(attacked) - special.ndtri(threshold)
 
-    return _largest(-special.ndtri(1 - p) - special.ndtri(threshold), sure, excess)
+    return _largest(-special.ndtri(missing) - special.ndtri(threshold), sure, excess)
 
 
 def _largest(high, sure, excess):
@@ -268,16 +271,15 @@ def _bisected(high, sure):
     return low
 
 
-def _attacked(p, rho, atoms, steps=STEPS):
-    """V at F = p, from below."""
+def _attacked(missing, rho, atoms, steps=STEPS):
+    """V at F = 1 - missing, from below."""
     from scipy import special
 
     log_mass, log_ratio, _ = atoms
     mass, moved = np.exp(log_mass)[:, None], np.exp(log_mass + log_ratio)[:, None]
     shift = log_ratio[:, None] / rho
-    missing = 1 - p  # of the finite atoms, from the top
     total = mass.sum()
-    share = np.clip(missing / total, 0, 1)
+    share = np.clip(missing / total, 0, 1)  # of the finite atoms, from the top
     z = -special.ndtri(np.where(share > 0, share, 0.5))
     low, high = z + shift.min(0), z + shift.max(0)
     for _ in range(steps):

@@ -48,7 +48,7 @@ class Uniform:
     vocab_size: int
 
     def __post_init__(self):
-        _checks.within(0.0, 1.0, beta=self.beta)
+        _check_chance(self.beta)
         _checks.integer(2, vocab_size=self.vocab_size)
         if self.vocab_size >= 2**31:
             raise ValueError(f"vocab_size is {self.vocab_size}; it must be below 2^31.")
@@ -57,25 +57,26 @@ class Uniform:
         """The law of the ratio for an attack that changes that many tokens."""
         from scipy import special
 
-        _checks.integer(0, num_edits=num_edits)
-        d, keep = num_edits, 1 - self.beta
-        other = self.beta / (self.vocab_size - 1)
-        rest = self.beta * (self.vocab_size - 2) / (self.vocab_size - 1)
+        check_edits(self, num_edits=num_edits)
+        d, beta, others = num_edits, float(self.beta), self.vocab_size - 1
+        keep = 1 - beta
         i, j = np.meshgrid(
             np.arange(d + 1), np.arange(d + 1), indexing="ij"
         )  # clean and attacked token
         i, j = i[i + j <= d], j[i + j <= d]
         ways = special.gammaln(d + 1) - special.gammaln(i + 1) - special.gammaln(j + 1)
-        ways = ways - special.gammaln(d - i - j + 1) + special.xlogy(d - i - j, rest)
-        clean = ways + special.xlogy(i, keep) + special.xlogy(j, other)
-        attacked = ways + special.xlogy(j, keep) + special.xlogy(i, other)
+        third = d - i - j  # tokens that became neither; beta / others may be too small for a number
+        ways = ways - special.gammaln(third + 1) + special.xlogy(third, beta)
+        ways = ways + special.xlogy(third, (others - 1) / others)
+        clean = ways + special.xlogy(i, keep) + special.xlogy(j, beta) - j * np.log(others)
+        attacked = ways + special.xlogy(j, keep) + special.xlogy(i, beta) - i * np.log(others)
         lost = float(np.exp(clean[np.isneginf(attacked)]).sum())
         common = ~np.isneginf(clean) & ~np.isneginf(attacked)
         clean, steps = clean[common], (j - i)[common]
         values, place = np.unique(steps, return_inverse=True)
         log_mass = np.full(len(values), -np.inf)
         np.logaddexp.at(log_mass, place, clean)
-        unit = np.log(keep) - np.log(other) if 0 < self.beta < 1 else 0.0
+        unit = np.log(keep) - np.log(beta) + np.log(others) if 0 < beta < 1 else 0.0
         order = np.argsort(values * unit, kind="stable")
         return Atoms(log_mass[order], (values * unit)[order], min(lost, 1.0))
 
@@ -99,7 +100,7 @@ class Categorical:
     sizes: tuple[int, ...]
 
     def __post_init__(self):
-        _checks.within(0.0, 1.0, beta=self.beta)
+        _check_chance(self.beta)
         for size in self.sizes:
             _checks.integer(2, sizes=size)
         if not self.sizes:
@@ -114,11 +115,7 @@ class Categorical:
         """The law of the ratio for an attack that changes that many columns, the worst ones."""
         from scipy import special
 
-        _checks.integer(0, num_edits=num_edits)
-        if num_edits > len(self.sizes):
-            raise ValueError(
-                f"num_edits is {num_edits}; it must be at most the {len(self.sizes)} columns."
-            )
+        check_edits(self, num_edits=num_edits)
         worst = sorted(self.sizes, reverse=True)[:num_edits]
         mass, ratio, kept = np.zeros(1), np.zeros(1), 1.0
         for size in sorted(set(worst)):
@@ -149,11 +146,11 @@ class Mask:
     beta: float
 
     def __post_init__(self):
-        _checks.within(0.0, 1.0, beta=self.beta)
+        _check_chance(self.beta)
 
     def atoms(self, num_edits: int) -> Atoms:
         """The law of the ratio: 1 where every changed token is masked, else 0."""
-        _checks.integer(0, num_edits=num_edits)
+        check_edits(self, num_edits=num_edits)
         return _all_or_nothing(self.beta**num_edits)
 
 
@@ -178,15 +175,29 @@ class Ablation:
 
     def atoms(self, num_edits: int) -> Atoms:
         """The law of the ratio: 1 where no changed token is kept, else 0."""
-        _checks.integer(0, num_edits=num_edits)
-        if num_edits > self.length:
-            raise ValueError(
-                f"num_edits is {num_edits}; it must be at most the length {self.length}."
-            )
+        check_edits(self, num_edits=num_edits)
         fewer, more = sorted((num_edits, self.keep))
         taken = np.arange(fewer, dtype=np.float64)  # none of the fewer is among the more
         shares = np.maximum(self.length - more - taken, 0) / (self.length - taken)
         return _all_or_nothing(float(np.prod(shares)))
+
+
+def check_edits(kernel, **named) -> None:
+    """That it is a kernel, and that so many tokens can change, by the name of that argument."""
+    if not hasattr(kernel, "atoms"):
+        raise ValueError(f"kernel is {kernel!r}; it must be one of lipjax.smoothing.kernels.")
+    _checks.integer(0, **named)
+    ((name, value),) = named.items()
+    if isinstance(kernel, Categorical) and value > len(kernel.sizes):
+        raise ValueError(f"{name} is {value}; it must be at most the {len(kernel.sizes)} columns.")
+    if isinstance(kernel, Ablation) and value > kernel.length:
+        raise ValueError(f"{name} is {value}; it must be at most the length {kernel.length}.")
+
+
+def _check_chance(beta) -> None:
+    if np.ndim(beta):
+        raise ValueError(f"beta has shape {np.shape(beta)}; it must be one number, for all tokens.")
+    _checks.within(0.0, 1.0, beta=beta)
 
 
 def _all_or_nothing(unseen: float) -> Atoms:

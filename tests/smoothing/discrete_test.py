@@ -1,13 +1,14 @@
 """The worst case of changed tokens: reference values, brute force, the edges of every kernel."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from scipy import optimize
 
-from lipjax.smoothing.discrete import certify, worst_case
-from lipjax.smoothing.kernels import Ablation, Mask, Uniform
+from lipjax.smoothing.discrete import certify, hold, rest, worst_case
+from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from tests.smoothing.confidence_test import cases
 
 
@@ -139,8 +140,6 @@ def test_clean_masses_too_small_for_a_number_count_as_missing(p, kernel, num_edi
     "keep,length,d", [(5, 10**6, 1), (5, 10**5, 3), (300, 10**6, 200), (7, 9, 3)]
 )
 def test_ablation_of_long_texts_is_exact(keep, length, d):
-    from fractions import Fraction
-
     seen = Fraction(1)
     for i in range(d):
         seen *= Fraction(max(length - keep - i, 0), length - i)
@@ -165,3 +164,34 @@ def test_certified_edits_are_those_that_keep_the_class():
     assert few.radius[0] == 2
     with pytest.raises(ValueError, match="num_samples is 9"):
         certify(selection, estimation, kernel=kernel, alpha=0.001, max_edits=2, num_samples=9)
+
+
+def test_too_many_edits_are_named_as_the_caller_named_them():
+    for kernel, words in (
+        (Ablation(2, 4), "max_edits is 5; it must be at most the length 4"),
+        (Categorical(0.3, (3, 4)), "max_edits is 5; it must be at most the 2 columns"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            certify([9, 1], [90, 10], kernel=kernel, alpha=0.01, max_edits=5)
+        with pytest.raises(ValueError, match=words):
+            hold(0.9, 0.1, kernel=kernel, max_edits=5)
+
+
+@pytest.mark.parametrize("beta", [5e-324, 1e-320, 1e-310])
+@pytest.mark.parametrize("vocab", [2, 3, 30_000])
+def test_chances_too_small_to_be_divided(beta, vocab):
+    """`beta / (vocab_size - 1)` is 0 as a number; the worst case was NaN."""
+    kernel = Uniform(beta, vocab)
+    for d in (1, 3):
+        found = worst_case([0.0, 0.3, 0.9, 1 - 1e-16], kernel=kernel, num_edits=d)
+        assert (found >= 0).all() and (found <= 1e-300).all()
+        everything = worst_case(1.0, kernel=kernel, num_edits=d)
+        assert 1 - 1e-9 <= everything <= 1
+
+
+def test_the_rest_is_rounded_down_by_less_than_its_last_digit():
+    chance = np.r_[0, 1, 5e-324, 0.5, 0.3, 10.0 ** -np.arange(1, 320, 7.3), 1 - 2.0**-53]
+    chance = np.r_[chance, np.random.default_rng(0).uniform(size=1000)]
+    for c, found in zip(chance.tolist(), rest(chance).tolist()):
+        exact = 1 - Fraction(c)
+        assert Fraction(found) <= exact < Fraction(float(np.nextafter(found, 2)))

@@ -137,8 +137,8 @@ def test_the_fast_search_ends_where_bisection_does(kernel, threshold):
         high = -special.ndtri(1 - p) - special.ndtri(threshold)
         p_alive, atoms = p[alive], kernel.atoms(d)
 
-        def sure(rho, p=p_alive, atoms=atoms):
-            return hybrid._attacked(p, np.maximum(rho, hybrid.LEAST), atoms) >= threshold
+        def sure(rho, missing=1 - p_alive, atoms=atoms):
+            return hybrid._attacked(missing, np.maximum(rho, hybrid.LEAST), atoms) >= threshold
 
         expected = hybrid._bisected(high[alive] * (1 + 1e-9), sure)
         assert (found[alive] <= expected * (1 + 1e-12)).all() and not found[~alive].any()
@@ -153,14 +153,14 @@ def test_the_search_between_two_chances_ends_where_bisection_does(kernel):
     for d in (0, 1, 3):
         found = hybrid.radius(p, q, kernel=kernel, num_edits=d, sigma=1.0)
         atoms = kernel.atoms(d)
-        both = p, rest(q)
-        alive = sum(worst_case(c, kernel=kernel, num_edits=d) for c in both) > 1
+        alive = sum(worst_case(c, kernel=kernel, num_edits=d) for c in (p, rest(q))) > 1
+        both = 1 - p, q  # what is missing to 1
 
         def sure(rho, alive=alive, atoms=atoms, both=both):
             rho = np.maximum(rho, hybrid.LEAST)
             return sum(hybrid._attacked(c[alive], rho, atoms) for c in both) > 1
 
-        high = sum(-special.ndtri(1 - c[alive]) for c in both) / 2
+        high = sum(-special.ndtri(c[alive]) for c in both) / 2
         expected = hybrid._bisected(np.minimum(high, 100.0) * (1 + 1e-9), sure)
         assert (found[alive] <= expected * (1 + 1e-12)).all() and not found[~alive].any()
         np.testing.assert_allclose(found[alive], expected, rtol=1e-8, atol=1e-8)
@@ -259,3 +259,32 @@ def test_bad_input_of_certificates_is_named(change, word):
     given = dict(kernel=Mask(0.9), sigma=0.5, alpha=0.01, max_edits=1) | change
     with pytest.raises(ValueError, match=word):
         hybrid.certify([9, 1], [90, 10], **given)
+
+
+@pytest.mark.parametrize("q", [1e-5, 1e-9, 1e-12, 1e-15])
+def test_small_chances_of_the_others_keep_their_digits(q):
+    p = 1 - 1e-6
+    found = hybrid.radius(p, q, kernel=Mask(0.5), num_edits=0, sigma=1.0)
+    exact = (-special.ndtri(1 - p) - special.ndtri(q)) / 2
+    assert found <= exact <= found * (1 + 1e-9)
+    # As above: where the token is not masked, all goes to the other class.
+    v = 0.9
+    own, other = -special.ndtri((1 - p) / v), special.ndtri(q / v)
+    exact = optimize.brentq(
+        lambda r: v * special.ndtr(own - r) - v * special.ndtr(other + r) - (1 - v), 0, 9
+    )
+    found = hybrid.radius(p, q, kernel=Mask(v), num_edits=1, sigma=1.0)
+    assert found <= exact * (1 + 1e-12) and exact <= found * (1 + 1e-9)
+
+
+def test_too_many_edits_are_named_as_the_caller_named_them():
+    kernel = Ablation(2, 4)
+    options = dict(kernel=kernel, max_edits=5)
+    for call in (
+        lambda: hybrid.certify([9, 1], [90, 10], sigma=0.5, alpha=0.01, **options),
+        lambda: hybrid.curve(0.9, sigma=0.5, **options),
+    ):
+        with pytest.raises(ValueError, match="max_edits is 5; it must be at most the length 4"):
+            call()
+    with pytest.raises(ValueError, match="num_edits is 5"):
+        hybrid.radius(0.9, kernel=kernel, num_edits=5, sigma=0.5)

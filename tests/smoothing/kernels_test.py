@@ -83,3 +83,16 @@ def test_columns_of_several_sizes():
     ):
         with pytest.raises(ValueError, match=word):
             make()
+
+
+def test_several_chances_are_refused():
+    from lipjax.smoothing.kernels import Categorical
+
+    several = np.array([0.1, 0.2])
+    for make in (
+        lambda: Uniform(several, 5),
+        lambda: Mask(several),
+        lambda: Categorical(several, (3,)),
+    ):
+        with pytest.raises(ValueError, match=r"beta has shape \(2,\)"):
+            make()
