@@ -315,3 +315,76 @@ def test_attacks_on_the_smoothed_scores_stay_outside(trained):
     assert not change(0.99 * certified).any()
     assert change(2 * certified).sum() >= 4
     assert change(0.99 * wrong).all()  # negative control
+
+
+@pytest.mark.parametrize(
+    "constant,sigma", [(1e305, 1e10), (1e308, 1.0), (1e200, 1e150), (3e38, 1e10)]
+)
+@pytest.mark.parametrize("scores", ["one", "all"])
+def test_constants_whose_product_with_the_noise_overflows(constant, sigma, scores):
+    """Their smoothed constant is that of votes; it was 0."""
+    found = lipschitz.smoothed(lipschitz=constant, sigma=sigma, scores=scores)
+    limit = lipschitz.smoothed(lipschitz=np.inf, sigma=sigma, scores=scores)
+    assert found == limit >= 1 / (sigma * np.sqrt(2 * np.pi)) > 0
+    near = lipschitz.smoothed(lipschitz=1e9 / sigma, sigma=sigma, scores=scores)
+    np.testing.assert_allclose(near, limit, rtol=1e-12)
+    assert lipschitz.smoothed(lipschitz=1e-200, sigma=1e-200, scores=scores) >= 1e-200
+    huge = lipschitz.smoothed(lipschitz=np.inf, sigma=1.7e308, scores=scores)
+    assert huge >= 1 / (1.7e308 / 4) / (4 * np.sqrt(2 * np.pi))
+
+
+@pytest.mark.parametrize("width", [1e-6, 0.9e-3, 1.1e-3, 0.1, 3.0, 1265.3, 1e7])
+def test_near_one_half_the_gap_decides(width):
+    """The quantile of `1/2 + gap` is the gap over the density at 0, up to its cube."""
+    sigma = 0.7
+    options = dict(lipschitz=1 / (width * sigma), sigma=sigma)
+    density = special.erf(width / np.sqrt(8)) / width
+    for gap in 2.0 ** -np.arange(24, 53):
+        exact = sigma * gap / density
+        found = quantile(0.5 + gap, **options)
+        assert found <= exact * (1 + 1e-12) and exact <= found * (1 + 1e-9)
+        assert quantile(0.5 - gap, **options) == -found
+
+
+@pytest.mark.parametrize("width", [1e-6, 0.01, 1.0, 30.0, 1e5])
+def test_the_middle_against_integration(width):
+    options = dict(lipschitz=1 / width, sigma=1.0)
+    for p in (0.501, 0.55, 0.599999, 0.6, 0.600001, 0.7):
+        t = quantile(p, **options)
+
+        def density(x):
+            wide = special.ndtr(width / 2 - x) - special.ndtr(-width / 2 - x)
+            return wide / width if width > 1e-3 else np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
+
+        chance = integrate.quad(density, 0, t, epsabs=0, epsrel=1e-13)[0]
+        assert chance <= (p - 0.5) * (1 + 1e-12)
+        np.testing.assert_allclose(chance, p - 0.5, rtol=1e-10)
+
+
+def test_scores_that_differ_by_rounding_alone():
+    """Two chances near 1/2 and a flat law: the radius is their exact difference over the density."""
+    rng = np.random.default_rng(0)
+    p, q = 0.49999999999868144, 0.4999999999986096
+    found = radius(p, q, lipschitz=4.33e-6, sigma=182.64)
+    exact = (p - q) / (2 * 4.33e-6)  # the law is uniform there, to 1e-300
+    assert 0.99 * exact < found <= exact
+    for _ in range(60):
+        low = 0.5 + rng.uniform(-1, 1) * 2.0 ** -rng.integers(20, 52)
+        high = low + rng.integers(1, 1000) * 2.0**-53
+        found = radius(high, low, lipschitz=4.33e-6, sigma=182.64)
+        assert found <= (high - low) / (2 * 4.33e-6) * (1 + 1e-13)
+
+
+def test_the_published_radius_is_never_larger():
+    rng = np.random.default_rng(0)
+    p = np.r_[rng.uniform(0.5, 1, 4000) ** 0.3, 0.95, 0.5 + 1e-9]
+    for product in (1e-3, 1.0, 1e3, 1e5, 1e7, 1e9, 1e15, np.inf):
+        for sigma in (0.01, 1.0, 100.0):
+            options = dict(lipschitz=product / sigma, sigma=sigma)
+            published, exact = lipschitz.published_radius(p, **options), radius(p, **options)
+            assert (published <= exact).all()
+            if product >= 1e3:
+                cohen = np.maximum(sigma * special.ndtri(p), 0)
+                np.testing.assert_allclose(
+                    published, cohen, rtol=1e-4 * (1e3 / product) ** 2 + 1e-9
+                )
