@@ -39,7 +39,8 @@ class Gaussian:
     """Adds `sigma` times standard normal numbers, in the dtype of x.
 
     Attributes:
-        sigma: Standard deviation, in the units of x.
+        sigma: Standard deviation, in the units of x. 0 adds nothing, which trains but proves nothing:
+            `sample_counts(..., sigma=0)` and certificates refuse it.
 
     float32 normal numbers take 2^23 values: rounded to the 256 levels of an image, their law is up to
     5e-5 off for every pixel at sigma = 1, and sums leak x (see above). Good for training and for
@@ -61,8 +62,8 @@ class Gaussian:
         return x + jnp.asarray(self.sigma, x.dtype) * _normal(key, x.shape, x.dtype)
 
     def check(self, x) -> None:
-        """Refuses what is not floating."""
-        _checks.real_floating(x=jnp.asarray(x))
+        """Refuses what is no floating array."""
+        _checks.real_floating(x=_array(x))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,8 @@ class IntegerGaussian:
     """`(refine x + round(refine levels sigma Z)) / (refine levels)` of an integer image x.
 
     Attributes:
-        sigma: Standard deviation in units of `x / levels`, that is of [0, 1].
+        sigma: Standard deviation in units of `x / levels`, that is of [0, 1]; a known number, for the
+            table is made on the host.
         levels: What makes the largest value one; 255 for bytes.
         refine: How many times finer the grid of the noise is than that of the images.
         dither: Parts of a cell of that grid, a power of two. Above 1 the result is spread uniformly
@@ -97,8 +99,15 @@ class IntegerGaussian:
     dither: int = 1
 
     def __post_init__(self):
+        if isinstance(self.sigma, jax.core.Tracer) or np.ndim(self.sigma):
+            raise ValueError(
+                f"sigma is {self.sigma!r}; it must be one number, known outside of jit."
+            )
         _checks.positive(sigma=self.sigma)
         _checks.integer(1, levels=self.levels, refine=self.refine, dither=self.dither)
+        object.__setattr__(self, "sigma", float(self.sigma))  # arrays have no hash, for the tables
+        for name in ("levels", "refine", "dither"):
+            object.__setattr__(self, name, int(getattr(self, name)))
         grid = self.levels * self.refine
         if not 0.05 <= self.sigma * grid <= LARGEST_DEVIATION:
             raise ValueError(
@@ -176,9 +185,10 @@ class IntegerGaussian:
         return min(1.0, (exact + float(lipschitz) * math.sqrt(size) * moved) * (1 + 1e-9))
 
     def check(self, x) -> None:
-        """Refuses what is not integer."""
-        if not jnp.issubdtype(jnp.asarray(x).dtype, jnp.integer):
-            raise ValueError(f"x has dtype {jnp.asarray(x).dtype}; it must be an integer image.")
+        """Refuses what is no integer array."""
+        dtype = _array(x).dtype
+        if not jnp.issubdtype(dtype, jnp.integer):
+            raise ValueError(f"x has dtype {dtype}; it must be an integer image.")
         if self.dither > 1 and not isinstance(x, jax.core.Tracer):
             largest = np.abs(np.asarray(x, np.int64)).max(initial=0)
             if largest > self.levels:
@@ -216,9 +226,14 @@ class Tokens:
         if replaces != (self.mask is None):
             wanted = "None" if replaces else "the token of a masked place"
             raise ValueError(f"mask is {self.mask!r}; with {self.kernel!r} it must be {wanted}.")
+        if not replaces:
+            if isinstance(self.mask, bool) or not isinstance(self.mask, int | np.integer):
+                raise ValueError(f"mask is {self.mask!r}; it must be an integer.")
+            object.__setattr__(self, "mask", int(self.mask))
 
     def __call__(self, key: Array, x: Array) -> Array:
         kernel = self.kernel
+        self._check_dtype(x.dtype)
         if isinstance(kernel, Ablation):
             high, low = _pair(key, (kernel.length,))
             order = jnp.lexsort((low, high))
@@ -230,8 +245,9 @@ class Tokens:
             return jnp.where(changed, jnp.asarray(self.mask, x.dtype), x)
         values = jnp.asarray(_num_values(kernel), jnp.int32)
         step = 1 + _below(which_key, x.shape, np.asarray(_num_values(kernel)) - 1).astype(jnp.int32)
-        moved = x.astype(jnp.int32) + jnp.where(changed, step, 0)
-        return jnp.where(moved >= values, moved - values, moved).astype(x.dtype)
+        moved = x.astype(jnp.int32) - (values - step)  # no sum, which might wrap around
+        moved = jnp.where(moved < 0, moved + values, moved).astype(x.dtype)
+        return jnp.where(changed, moved, x)
 
     def law_error(self, size: int) -> float:
         """At most the total variation between the law of `size` tokens and the kernel's."""
@@ -241,13 +257,13 @@ class Tokens:
         return float(size * max(size, most) * 2.0**-62)
 
     def check(self, x) -> None:
-        """Refuses tokens outside of the alphabet, and a length that the kernel does not have.
+        """Refuses tokens outside of the alphabet, types that do not hold it, and a length that the kernel
+        does not have.
 
         Sampling calls it. Under jit tokens are not known: call it on the data before.
         """
-        x = jnp.asarray(x)
-        if not jnp.issubdtype(x.dtype, jnp.integer):
-            raise ValueError(f"x has dtype {x.dtype}; tokens are integers.")
+        x = _array(x)
+        self._check_dtype(x.dtype)
         places = {Ablation: "length", Categorical: "sizes"}.get(type(self.kernel))
         if places:
             length = getattr(self.kernel, places)
@@ -266,6 +282,19 @@ class Tokens:
                 )
         elif np.any(values == self.mask):
             raise ValueError(f"x is {values!r}; it holds the mask {self.mask}, which is no token.")
+
+    def _check_dtype(self, dtype):
+        """Refuses a type that does not hold every token that may come out."""
+        if not jnp.issubdtype(dtype, jnp.integer):
+            raise ValueError(f"x has dtype {dtype}; tokens are integers.")
+        replaces = isinstance(self.kernel, Uniform | Categorical)
+        token = int(np.max(_num_values(self.kernel))) - 1 if replaces else self.mask
+        held = jnp.iinfo(dtype)
+        if not held.min <= token <= held.max:
+            raise ValueError(
+                f"x has dtype {dtype}, which does not hold the token {token}; "
+                "use x.astype(jnp.int32)."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,6 +339,13 @@ class Product:
         for part, value in zip(self.parts, x):
             if hasattr(part, "check"):
                 part.check(value)
+
+
+def _array(x):
+    """x as an array; a list or another tree is refused."""
+    if not jax.tree_util.all_leaves([x]):
+        raise ValueError(f"x is a {type(x).__name__}; it must be one array, as jnp.asarray(x).")
+    return jnp.asarray(x)
 
 
 def _num_values(kernel):

@@ -211,6 +211,18 @@ def test_parts_have_noise_of_their_own():
         (Tokens(Mask(0.5), mask=2), jnp.arange(3), "holds the mask 2"),
         (Tokens(Ablation(2, 5), mask=9), jnp.arange(4), "must be .5,. tokens"),
         (Product((Gaussian(1.0),)), jnp.zeros(3), "must hold 1 parts"),
+        (Gaussian(1.0), [0.0, 1.0], "x is a list; it must be one array"),
+        (IntegerGaussian(1.0), [0, 1], "x is a list"),
+        (Tokens(Mask(0.5), mask=9), {"tokens": 0}, "x is a dict"),
+        (Product((Gaussian(1.0),)), ([0.0, 1.0],), "x is a list"),
+        (
+            Tokens(Uniform(0.5, 300)),
+            np.zeros(3, np.uint8),
+            "uint8, which does not hold the token 299",
+        ),
+        (Tokens(Categorical(0.3, (2, 300))), np.zeros(2, np.uint8), "hold the token 299"),
+        (Tokens(Mask(0.5), mask=300), np.zeros(3, np.uint8), "does not hold the token 300"),
+        (Tokens(Ablation(2, 3), mask=-1), np.zeros(3, np.uint8), "does not hold the token -1"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(made, x, word):
@@ -227,6 +239,18 @@ def test_bad_noise_is_named():
         (lambda: Tokens(Mask(0.5)), "mask is None"),
         (lambda: Tokens(Uniform(0.5, 3), mask=1), "mask is 1"),
         (lambda: Product(("noise",)), "parts holds 'noise'"),
+        (lambda: Tokens(Mask(0.5), mask=9.5), "mask is 9.5; it must be an integer"),
+        (lambda: Tokens(Mask(0.5), mask="a"), "mask is 'a'; it must be an integer"),
+        (lambda: Tokens(Ablation(2, 5), mask=True), "mask is True; it must be an integer"),
+        (
+            lambda: IntegerGaussian(np.ones(2)),
+            r"sigma is array\(\[1., 1.\]\); it must be one number",
+        ),
+        (lambda: jax.jit(IntegerGaussian)(0.25), "it must be one number, known outside of jit"),
+        (
+            lambda: Tokens(Uniform(0.5, 300))(KEY, jnp.zeros(3, jnp.uint8)),
+            "does not hold the token 299",
+        ),
     ):
         with pytest.raises(ValueError, match=word):
             make()
@@ -328,6 +352,25 @@ def test_large_vocabularies_are_replaced_by_any_other_token():
     found = np.asarray(law(jax.random.key(0), x))
     assert found.min() >= 0 and found.max() < 128_255  # another one
     assert abs(found.mean() / 128_255 - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("vocab", [5, 2**30 + 1, 2**31 - 1])
+def test_no_token_wraps_around(vocab):
+    """The token plus the step to another one overflowed beyond 2^30: below 0, or x itself."""
+    law = Tokens(Uniform(1.0, vocab))
+    for token in (0, 1, vocab // 2, vocab - 1):
+        found = np.asarray(law(KEY, jnp.full(2000, token, jnp.int32)), np.int64)
+        assert found.min() >= 0 and found.max() < vocab and (found != token).all()
+        step = (found - token) % vocab - 1  # uniform from 0 to vocab - 2
+        assert abs(step.mean() / (vocab - 2) - 0.5) < 4 * 0.36 / np.sqrt(2000)
+
+
+def test_numbers_of_arrays_are_numbers():
+    law = IntegerGaussian(jnp.float32(0.25), np.int64(255))
+    assert law == IntegerGaussian(0.25) and repr(law) == repr(IntegerGaussian(0.25))
+    x = jnp.arange(5, dtype=jnp.uint8)
+    np.testing.assert_array_equal(law(KEY, x), IntegerGaussian(0.25)(KEY, x))
+    assert repr(Tokens(Mask(0.5), mask=np.int32(9))) == repr(Tokens(Mask(0.5), mask=9))
 
 
 def test_no_value_wraps_around_with_dither():
