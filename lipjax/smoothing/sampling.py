@@ -3,7 +3,15 @@ r"""Votes and moments of any function under noise.
 Sample i of an example is drawn from `fold_in(key, i)`, so the result depends on the key, the example and
 the range of samples alone: not on the batch size, on what else is in a batch, on the number of devices,
 or on where a job was stopped and went on. For an image j of a data set pass `fold_in(key, j)`; for the
-two samples of a certificate, two keys.
+two samples of a certificate, two keys. The calls may stand inside of jit, vmap and `jax.shard_map`.
+
+Only Threefry draws the same numbers for a key in every batch. From a key of another implementation, such
+as `rbg`, one of Threefry is made (all its words are folded in), for the noise too.
+
+What is drawn is the same to the last bit. Sums and products of floats after it, in `Gaussian` and in
+`fn`, may be rounded in another way in a program with another batch size: scores then differ by that
+rounding, and so may a vote where two logits are as near. With noise on integers and an `fn` whose
+rounding does not depend on its batch, all bits are the same.
 
 `fn` maps a batch of examples to logits and must treat every one by itself (batch normalization in
 evaluation, no dropout): `depends_on_batch_mates` tells.
@@ -26,11 +34,16 @@ NO_VOTE = 0x6E6F6E65
 """Of the key by which an example votes whose logits are no numbers."""
 
 
+LARGER = 16
+"""Examples of a batch that `depends_on_batch_mates` tries at least."""
+
+
 class Moments(NamedTuple):
     """Exact sums of scores and of their squares, which do not depend on the order of the samples.
 
-    A score is rounded down to a multiple of 2^-24, and sums are kept as integers in parts of 12 bits:
-    nothing cancels, and the same samples give the same bits for every batch size and number of devices.
+    A score is rounded down to a multiple of 2^-24 from its own precision, and sums are kept as integers
+    in parts of 12 bits: nothing cancels, and the same scores give the same bits for every batch size and
+    number of devices. (Whether `fn` returns the same scores in another batch is its own matter, see above.)
 
     Attributes:
         count: `int32[...]`, the number of samples, below 2^31.
@@ -80,7 +93,7 @@ def sample_counts(
         fn: `float[b, ...] -> float[b, num_classes]`, logits of a batch. An example with a NaN among its
             logits votes for a class at random: every sample counts, and none is won by it.
         x: `float[...]`, one example; for many use `jax.vmap` over keys and examples, or a loop.
-        sigma: Standard deviation of Gaussian noise, in the units of x; or
+        sigma: Standard deviation of Gaussian noise, above 0, in the units of x; or
         noise: `(key, x) -> noisy x` for one example, such as those of `lipjax.smoothing.noise`; x may be
             a tuple then, of tokens and an image for example.
         num_samples: How many votes.
@@ -92,8 +105,8 @@ def sample_counts(
         `int32[num_classes]`.
 
     Raises:
-        ValueError: for an `fn` that does not return an array `[batch_size, num_classes]` or is not of
-            JAX, x of a wrong dtype, numbers out of range.
+        ValueError: for an `fn` that does not return a real array `[batch_size, num_classes]` or is not
+            of JAX, x of a wrong dtype or no array, numbers out of range.
 
     Memory is that of one batch, whatever `num_samples`. Ties go to the first class. (The batches are a
     loop in the compiled program, in which XLA's CPU backend is slow at convolutions: there, jit one
@@ -113,7 +126,7 @@ def sample_counts(
     options = dict(
         sigma=sigma, noise=noise, num_samples=num_samples, batch_size=batch_size, start=start
     )
-    noise = _check(key, x, num_classes, **options)
+    key, noise = _check(key, x, num_classes, **options)
     zero = jnp.zeros(num_classes, jnp.int32)
     return _fold(key, fn, x, num_classes, count, zero, noise, num_samples, batch_size, start)
 
@@ -151,7 +164,7 @@ def sample_moments(
     options = dict(
         sigma=sigma, noise=noise, num_samples=num_samples, batch_size=batch_size, start=start
     )
-    noise = _check(key, x, num_classes, **options)
+    key, noise = _check(key, x, num_classes, **options)
     zero = _no_moments(num_classes)
     return _fold(key, fn, x, num_classes, add, zero, noise, num_samples, batch_size, start)
 
@@ -184,14 +197,16 @@ def sample_both(
 
     def add(total, logits, used, keys):
         counts, moments = total
-        more = _moments(score(logits), used)
+        scores = score(logits)
+        _refuse_other("score", scores, logits.shape, "scores")
+        more = _moments(scores, used)
         return counts + _votes(logits, used, keys), merge(moments, more)
 
     _checks.within(1, 2**16, batch_size=batch_size)
     options = dict(
         sigma=sigma, noise=noise, num_samples=num_samples, batch_size=batch_size, start=start
     )
-    noise = _check(key, x, num_classes, **options)
+    key, noise = _check(key, x, num_classes, **options)
     zero = jnp.zeros(num_classes, jnp.int32), _no_moments(num_classes)
     return _fold(key, fn, x, num_classes, add, zero, noise, num_samples, batch_size, start)
 
@@ -215,7 +230,9 @@ def _votes(logits, used, keys):
 
 
 def _moments(scores, used) -> Moments:
-    scores = jnp.where(jnp.isnan(scores), 0, jnp.clip(scores, 0, 1)).astype(jnp.float32)
+    if scores.dtype not in (jnp.float32, jnp.float64):
+        scores = scores.astype(jnp.float32)  # halves and integers; float64 would be rounded up
+    scores = jnp.where(jnp.isnan(scores), 0, jnp.clip(scores, 0, 1))
     fixed = jnp.floor(scores * 2.0**24).astype(jnp.int32) * used[:, None].astype(jnp.int32)
     return _summed(fixed, jnp.sum(used, dtype=jnp.int32))
 
@@ -226,7 +243,17 @@ def _no_moments(classes) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of both samples together, exactly."""
+    """The moments of both samples together, exactly.
+
+    Raises:
+        ValueError: for known counts that together are 2^31 or more.
+    """
+    if not isinstance(a.count, jax.core.Tracer) and not isinstance(b.count, jax.core.Tracer):
+        counts = np.asarray(a.count, np.int64) + np.asarray(b.count, np.int64)
+        if np.any(counts >= 2**31):
+            raise ValueError(
+                f"a and b have {counts.max()} samples together; it must be below 2^31."
+            )
     return Moments(a.count + b.count, _carried(a.total + b.total), _carried(a.squares + b.squares))
 
 
@@ -273,41 +300,59 @@ def depends_on_batch_mates(key: Array, fn, xs, *, tolerance: float = 1e-4) -> bo
         tolerance: Largest difference of a logit that counts as rounding, relative to its size and to
             that of the middle one of all.
 
+    Tries batches of b, of 2, of b + 1 and, if that is less, of `LARGER` examples. What shows in larger
+    batches alone is not found: pass as many examples as `batch_size` will be.
+
     Raises:
-        ValueError: for an `fn` whose output does not have the length of its batch, or changes shape.
+        ValueError: for an `fn` whose output is not real, does not have the length of its batch, or
+            changes shape.
 
     >>> bad = lambda x: x - x.mean(0, keepdims=True)
     >>> depends_on_batch_mates(jax.random.key(0), bad, jnp.eye(3))
     True
     """
-    leaves = jax.tree.leaves(xs)
+    _checks.one_key(key=key)
     _checks.nonnegative(tolerance=tolerance)
+    xs = jax.tree.map(jnp.asarray, xs)
+    leaves = jax.tree.leaves(xs)
     for leaf in leaves:
         _checks.at_least_rank(1, "[b, ...]", xs=leaf)
-    count = leaves[0].shape[0]
+    count = leaves[0].shape[0] if leaves else 0
     if count < 2 or any(leaf.shape[0] != count for leaf in leaves):
         raise ValueError(
             f"xs has shapes {[leaf.shape for leaf in leaves]}; it must hold at least 2 examples."
         )
-    together = np.asarray(fn(xs), np.float64)
+
+    def found(batch):
+        out = np.asarray(fn(batch))
+        if out.dtype.kind == "c":
+            raise ValueError(f"fn returns dtype {out.dtype}; it must return real logits.")
+        return np.asarray(out, np.float64)
+
+    together = found(xs)
 
     def rows(batch, size):
-        out = np.asarray(fn(batch), np.float64)
-        for found, length in ((together, count), (out, size)):
-            if found.shape != (length, *together.shape[1:]):
+        out = found(batch)
+        for given, length in ((together, count), (out, size)):
+            if given.shape != (length, *together.shape[1:]):
                 raise ValueError(
-                    f"fn returns shape {found.shape} for a batch of {length} and {together.shape} for "
+                    f"fn returns shape {given.shape} for a batch of {length} and {together.shape} for "
                     f"one of {count}; the first axis must be that of the batch and the rest stay."
                 )
         return out
 
+    def among(size):
+        """All in another order, after so many more that the batch has that size."""
+        others = np.concatenate([np.arange(size - count) % count, order])
+        out = rows(jax.tree.map(lambda x: x[others], xs), size)
+        return out[size - count :][np.argsort(order)]
+
     order = np.asarray(jax.random.permutation(key, count))
-    others = jax.tree.map(lambda x: jnp.concatenate([x[:1], x[order]]), xs)
     alone = [
         rows(jax.tree.map(lambda x: jnp.stack([x[i], x[i]]), xs), 2)[:1]  # noqa: B023
         for i in range(count)
     ]
-    again = rows(others, count + 1)[1:][np.argsort(order)], np.concatenate(alone)
+    again = [np.concatenate(alone)] + [among(size) for size in {count + 1, max(count + 1, LARGER)}]
     size = np.abs(together) + np.nanmedian(np.abs(together)) + 1e-30
     for out in again:
         same = (out == together) | (np.isnan(out) & np.isnan(together))
@@ -334,29 +379,41 @@ def _fold(key, fn, x, num_classes, add, total, noise, num_samples, batch_size, s
                 "fn takes its input to NumPy; such a function, of NumPy or PyTorch for example, must be "
                 "passed through lipjax.smoothing.wrap.host."
             ) from error
-        if getattr(out, "shape", None) != (batch_size, num_classes):
-            shape = getattr(out, "shape", None)
-            what = f"a {type(out).__name__}" if shape is None else f"shape {shape}"
-            raise ValueError(
-                f"fn returns {what} for a batch of {batch_size}; it must return an array of shape "
-                f"({batch_size}, {num_classes}), logits of num_classes={num_classes} classes."
-            )
+        _refuse_other("fn", out, (batch_size, num_classes), "logits")
         return add(total, out, index < num_samples, keys), None
 
     firsts = jnp.arange(0, num_samples, batch_size, dtype=jnp.int32)
     if len(firsts) == 1:
         return step(total, firsts[0])[0]
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        # Inside of shard_map a loop begins with what varies over the devices as its results do. Of the
+        # batch that says so nothing but its types is used: a compiled program does not have it.
+        total = jax.tree.map(jnp.zeros_like, step(total, firsts[0])[0])
     return lax.scan(step, total, firsts)[0]
 
 
+def _refuse_other(name, out, shape, what):
+    """Raises for what is no real array of that shape."""
+    if getattr(out, "shape", None) != shape:
+        found = getattr(out, "shape", None)
+        found = f"a {type(out).__name__}" if found is None else f"shape {found}"
+        raise ValueError(
+            f"{name} returns {found} for a batch of {shape[0]}; it must return an array of shape "
+            f"{shape}, {what} of num_classes={shape[1]} classes."
+        )
+    if jnp.issubdtype(out.dtype, jnp.complexfloating):
+        raise ValueError(f"{name} returns dtype {out.dtype}; it must return real {what}.")
+
+
 def _check(key, x, num_classes, *, sigma, noise, num_samples, batch_size, start):
-    """The noise, after all arguments were checked."""
+    """The key, of Threefry, and the noise, after all arguments were checked."""
     _checks.one_key(key=key)
     if (sigma is None) == (noise is None):
         raise ValueError(
             f"sigma is {sigma!r} and noise is {noise!r}; exactly one of them must be given."
         )
     if noise is None:
+        _checks.positive(sigma=sigma)
         noise = Gaussian(sigma)
     if hasattr(noise, "check"):
         noise.check(x)
@@ -374,4 +431,22 @@ def _check(key, x, num_classes, *, sigma, noise, num_samples, batch_size, start)
         raise ValueError(
             f"num_samples is {num_samples}; with batch_size it must be below 2^31. Add up parts."
         )
-    return noise
+    return _threefry(key), noise
+
+
+def _threefry(key):
+    """The key, or for one of another implementation a Threefry key of all its words.
+
+    The numbers that `rbg` draws for a key under vmap depend on the other keys.
+    """
+    try:
+        if str(jax.random.key_impl(key)) == "threefry2x32":
+            return key
+        words = jax.random.key_data(key).reshape(-1)
+    except TypeError as error:
+        raise ValueError(
+            f"key has shape {key.shape}, which is none of the default implementation's; it must be "
+            "one key, as jax.random.key(0)."
+        ) from error
+    start = jax.random.key(0, impl="threefry2x32")
+    return functools.reduce(jax.random.fold_in, words, start)

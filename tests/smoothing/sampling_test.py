@@ -96,6 +96,33 @@ def test_sums_are_exact_at_the_ends():
     assert sum(s << (12 * (4 - i)) for i, s in enumerate(squares)) == exact
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, jnp.bfloat16])
+def test_scores_of_every_precision_are_rounded_down(dtype):
+    """float64 scores were rounded to float32 before, half of them upwards: means above the truth."""
+    with jax.enable_x64(True):
+        drawn = np.random.default_rng(0).uniform(size=(1000, 2))
+        scores = np.concatenate([drawn, [[1 - 2.9e-8, 0.50000003], [1 - 2.0**-53, 1.0]]]).astype(
+            dtype
+        )
+        found = sampling._moments(jnp.asarray(scores), jnp.ones(len(scores), bool))
+        exact = np.floor(scores.astype(np.float64) * 2**24) / 2**24
+        np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-15)
+        assert (found.mean <= scores.astype(np.float64).mean(0)).all()
+        fn = lambda x: jnp.stack([0 * x + 1 - 2.9e-8, 0 * x + 2.9e-8], -1)  # noqa: E731
+        options = dict(sigma=1.0, num_samples=100, num_classes=2, batch_size=50)
+        nearly = sample_moments(jax.random.key(0), fn, jnp.zeros((), jnp.float64), **options)
+        assert nearly.mean[0] == 1 - 2.0**-24
+
+
+def test_counts_that_would_wrap_around_are_refused():
+    options = dict(num_samples=10, batch_size=5, **OPTIONS)
+    found = sample_moments(jax.random.key(0), soft, X, **options)
+    most = found._replace(count=jnp.int32(2**31 - 11))
+    assert int(sampling.merge(most, found).count) == 2**31 - 1
+    with pytest.raises(ValueError, match="2147483648 samples together; it must be below 2.31"):
+        sampling.merge(most._replace(count=jnp.int32(2**31 - 10)), found)
+
+
 def test_negative_control_sums_of_squares_cancel():
     """Scores near 1 with a small spread: float32 sums lose the variance, exact ones do not."""
 
@@ -129,6 +156,89 @@ def test_under_vmap_jit_and_over_devices():
     place = NamedSharding(mesh, P("data"))
     sharded = jax.jit(jax.vmap(count))(jax.device_put(keys, place), jax.device_put(xs, place))
     np.testing.assert_array_equal(sharded, one_by_one)
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_keys_of_other_implementations_draw_the_same_in_every_batch(impl):
+    """What `rbg` itself draws for a key depends on the other keys of a batch."""
+    options = dict(num_classes=2, sigma=0.5)
+    keys = jnp.stack([jax.random.key(j, impl=impl) for j in range(3)])
+
+    def count(key, batch_size, num_samples=100, start=0):
+        sizes = dict(batch_size=batch_size, num_samples=num_samples, start=start)
+        return sample_counts(key, line, X, **options, **sizes)
+
+    expected = np.stack([count(key, 100) for key in keys])
+    assert len(np.unique(expected, axis=0)) > 1
+    np.testing.assert_array_equal(jax.vmap(lambda key: count(key, 7))(keys), expected)
+    parts = [count(keys[0], 13, n, start) for start, n in ((0, 33), (33, 67))]
+    np.testing.assert_array_equal(sum(parts), expected[0])
+    with jax.default_prng_impl(impl):
+        raw = count(jax.random.key_data(keys[1]), 30)
+    np.testing.assert_array_equal(raw, expected[1])
+
+
+def test_raw_keys_are_those_of_their_words():
+    options = dict(num_samples=100, batch_size=30, **OPTIONS)
+    key = jax.random.key(3)
+    expected = sample_counts(key, line, X, **options)
+    np.testing.assert_array_equal(
+        sample_counts(jax.random.key_data(key), line, X, **options), expected
+    )
+    with pytest.raises(ValueError, match=r"key has shape \(4,\), which is none of the default"):
+        sample_counts(jnp.zeros(4, jnp.uint32), line, X, **options)
+
+
+@pytest.mark.parametrize("varying", ["key", "x", "start", "weights"])
+def test_inside_of_shard_map(varying):
+    """With JAX's check of what varies on, and a loop of several batches."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    given = dict(key=jax.random.key(4), x=X, start=jnp.int32(0), weights=jnp.float32(1))
+    others = dict(
+        key=jax.vmap(lambda j: jax.random.fold_in(given["key"], j))(jnp.arange(8)),
+        x=jax.random.normal(jax.random.key(3), (8, 3)),
+        start=jnp.arange(8, dtype=jnp.int32) * 50,
+        weights=jnp.arange(8, dtype=jnp.float32) - 3,
+    )[varying]
+
+    def all_sums(other):
+        own = given | {varying: other}
+        fn = lambda noisy: soft(noisy) * own["weights"]  # noqa: E731
+        options = dict(start=own["start"], num_samples=50, batch_size=16, **OPTIONS)
+        counts = sample_counts(own["key"], fn, own["x"], **options)
+        moments = sample_moments(own["key"], fn, own["x"], **options)
+        both = sampling.sample_both(own["key"], fn, own["x"], score=soft_of, **options)
+        return counts, moments, both
+
+    def each(part):
+        return jax.tree.map(lambda a: a[None], all_sums(part[0]))
+
+    def none(_):
+        return all_sums(given[varying])
+
+    mapped = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=P("data"), out_specs=P("data")))
+    expected = [jax.jit(all_sums)(other) for other in others]
+    for got, *want in zip(
+        jax.tree.leaves(mapped(others)), *(jax.tree.leaves(one) for one in expected)
+    ):
+        np.testing.assert_allclose(got, np.stack(want), atol=1 if got.ndim > 2 else 0)
+    # And what is the same on all devices is known to be.
+    alike = jax.jit(jax.shard_map(none, mesh=mesh, in_specs=P("data"), out_specs=P()))
+    np.testing.assert_array_equal(alike(others)[0], jax.jit(none)(others)[0])
+
+
+@pytest.mark.parametrize("sample", [sample_counts, sample_moments])
+def test_memory_does_not_grow_with_the_samples(sample):
+    def compiled(num_samples):
+        def drawn(key):
+            scores = lambda x: soft(x.reshape(len(x), -1))  # noqa: E731
+            options = dict(sigma=0.5, num_classes=2, batch_size=200)
+            return sample(key, scores, jnp.zeros((28, 28)), num_samples=num_samples, **options)
+
+        return jax.jit(drawn).lower(jax.random.key(0)).compile().memory_analysis()
+
+    few, many = compiled(400).temp_size_in_bytes, compiled(2_000_000).temp_size_in_bytes
+    assert 200 * 28 * 28 * 4 <= few and abs(many - few) <= 0.05 * few
 
 
 def test_undefined_logits_vote_at_random_so_that_every_sample_counts():
@@ -227,10 +337,26 @@ def test_functions_that_see_their_batch_are_found():
     assert sampling.depends_on_batch_mates(
         key, lambda x: line(x[0]) + x[1].sum().astype(jnp.float32), pair
     )
-    with pytest.raises(ValueError, match="at least 2"):
-        sampling.depends_on_batch_mates(key, line, xs[:1])
+    for few in (xs[:1], (), (xs, xs[:2])):
+        with pytest.raises(ValueError, match="at least 2"):
+            sampling.depends_on_batch_mates(key, line, few)
+    with pytest.raises(ValueError, match="key is 0; it must be one key"):
+        sampling.depends_on_batch_mates(0, line, xs)
+    with pytest.raises(ValueError, match="fn returns dtype complex64; it must return real logits"):
+        sampling.depends_on_batch_mates(key, lambda x: line(x).astype(jnp.complex64), xs)
     with pytest.raises(ValueError, match=r"fn returns shape \(2, 2\) for a batch of 2"):
         sampling.depends_on_batch_mates(key, lambda x: jnp.ones((len(x), len(x))), xs)
+
+
+@pytest.mark.parametrize("count", [2, 6, 20])
+def test_functions_that_see_their_batch_from_some_size_on_are_found(count):
+    xs = jax.random.normal(jax.random.key(0), (count, 3))
+
+    def fn(x):  # normalizes batches of 12 and more
+        return line(x - (x.mean(0, keepdims=True) if len(x) >= 12 else 0))
+
+    assert sampling.depends_on_batch_mates(jax.random.key(1), fn, xs)
+    assert not sampling.depends_on_batch_mates(jax.random.key(1), line, xs)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +366,9 @@ def test_functions_that_see_their_batch_are_found():
         (dict(num_classes=3), "fn returns shape"),
         (dict(num_classes=1), "num_classes is 1"),
         (dict(sigma=-1.0), "sigma is -1.0"),
+        (dict(sigma=0.0), "sigma is 0.0; it must be finite and above 0"),
+        (dict(fn=lambda x: line(x).astype(jnp.complex64)), "fn returns dtype complex64"),
+        (dict(x=[0.7, -0.2, 0.1]), "x is a list; it must be one array"),
         (dict(num_samples=0), "num_samples is 0"),
         (dict(batch_size=0), "batch_size is 0"),
         (dict(start=-1), "start is -1"),
@@ -259,8 +388,20 @@ def test_functions_that_see_their_batch_are_found():
 def test_bad_input_is_named(change, word):
     given = dict(key=jax.random.key(0), fn=line, x=X, num_samples=10, batch_size=5, **OPTIONS)
     given |= change
+    positional = given.pop("key"), given.pop("fn"), given.pop("x")
     with pytest.raises(ValueError, match=word):
-        sample_counts(given.pop("key"), given.pop("fn"), given.pop("x"), **given)
+        sample_counts(*positional, **given)
+    with pytest.raises(ValueError, match=word):
+        sample_moments(*positional, **given)
+    with pytest.raises(ValueError, match=word):
+        sampling.sample_both(*positional, score=soft_of, **given)
+
+
+def test_scores_of_another_shape_are_named():
+    options = dict(num_samples=10, batch_size=5, **OPTIONS)
+    for score in (lambda logits: logits[:, :1], lambda logits: logits.sum(-1)):
+        with pytest.raises(ValueError, match="score returns shape .* scores of num_classes=2"):
+            sampling.sample_both(jax.random.key(0), line, X, score=score, **options)
 
 
 @pytest.mark.parametrize(
