@@ -257,8 +257,8 @@ class Tokens:
         return float(size * max(size, most) * 2.0**-62)
 
     def check(self, x) -> None:
-        """Refuses tokens outside of the alphabet, types that do not hold it, and a length that the kernel
-        does not have.
+        """Refuses tokens outside of the alphabet, types that do not hold it, and a length that is not
+        the kernel's.
 
         Sampling calls it. Under jit tokens are not known: call it on the data before.
         """

@@ -43,7 +43,7 @@ class Moments(NamedTuple):
 
     A score is rounded down to a multiple of 2^-24 from its own precision, and sums are kept as integers
     in parts of 12 bits: nothing cancels, and the same scores give the same bits for every batch size and
-    number of devices. (Whether `fn` returns the same scores in another batch is its own matter, see above.)
+    number of devices. (Whether `fn` returns the same scores in another batch is its own matter.)
 
     Attributes:
         count: `int32[...]`, the number of samples, below 2^31.
