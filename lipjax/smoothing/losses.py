@@ -5,7 +5,8 @@ Each takes `fn`, which maps a batch of examples to logits, draws `num_noise` cop
 Logits count as at most `LARGEST` in size and have no gradient beyond. With that, values and gradients
 are finite in float32 also where all probability is on one class and for logits that overflow, as long
 as the gradient itself fits: a logit times the slope of `fn` and the weights stays below 1e38.
-A label that is no class raises a ValueError, and gives NaN where it is traced.
+A label that is no class raises a ValueError, and gives NaN where it is traced. Deviations are finite; 0
+means no noise.
 
     gaussian     cross-entropy at noisy copies
     stability    plus a penalty for predictions that noise changes
@@ -18,6 +19,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lipjax import _checks
@@ -39,14 +41,15 @@ def gaussian(key: Array, fn: Callable, x: Array, label, *, sigma, num_noise: int
         fn: `float[b, ...] -> float[b, K]`, logits.
         x: `float[...]`, one example.
         label: Its class, an integer.
-        sigma: Standard deviation of the noise.
+        sigma: Standard deviation of the noise; 0 for none.
         num_noise: Noisy copies.
 
     Returns:
         `float[]`; NaN for a traced label that is no class.
 
     Raises:
-        ValueError: for a known label that is no class, and arguments out of range.
+        ValueError: for a known label that is no class, arguments out of range, and an `fn` that does not
+            return floating logits, one row for each copy.
 
     >>> fn = lambda x: jnp.stack([x, -x], -1)
     >>> bool(gaussian(jax.random.key(0), fn, jnp.float32(3), 0, sigma=0.1) < 0.01)
@@ -108,7 +111,7 @@ def smooth_adv(
         num_noise: Noisy copies, the same ones in the attack and in the loss.
         num_steps: Steps of projected gradient ascent, each `2 eps / num_steps` long.
         low: Least value of an example, None for none.
-        high: Largest value.
+        high: Largest value. An entry of x beyond them does not move further out, nor is it moved in.
 
     The gradient does not go through the attack. Reference: Salman et al. (2019),
     https://arxiv.org/abs/1906.04584.
@@ -119,9 +122,14 @@ def smooth_adv(
     ...     num_noise=2))
     True
     """
-    _checks.nonnegative(eps=eps)
+    _checks.within(0.0, 1e30, eps=eps)
     _checks.integer(1, num_steps=num_steps)
+    low, high = -jnp.inf if low is None else low, jnp.inf if high is None else high
+    if not any(isinstance(end, jax.core.Tracer) for end in (low, high)) and not np.all(low <= high):
+        raise ValueError(f"low is {low} and high {high}; low must be at most high.")
     x = jnp.asarray(x)
+    low = jnp.minimum(jnp.asarray(low, x.dtype), x)  # so that no step leaves the ball of the attack
+    high = jnp.maximum(jnp.asarray(high, x.dtype), x)
     noise = _noisy(key, jnp.zeros_like(x), sigma, num_noise)
     eps = jnp.asarray(eps, x.dtype)
 
@@ -243,7 +251,7 @@ def _noisy(key, x, sigma, num_noise):
     _checks.one_key(key=key)
     x = jnp.asarray(x)
     _checks.real_floating(x=x)
-    _checks.nonnegative(sigma=sigma)
+    _checks.within(0.0, 1e30, sigma=sigma)
     _checks.integer(1, num_noise=num_noise)
     noise = jax.random.normal(key, (num_noise, *x.shape), x.dtype)
     return x[None] + jnp.asarray(sigma, x.dtype) * noise
@@ -252,7 +260,16 @@ def _noisy(key, x, sigma, num_noise):
 def _logits(fn, x, label):
     """The logits of a batch within their limits; NaN for a label that is no class."""
     logits = fn(x)
-    num_classes = logits.shape[-1]
+    shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
+    if shape is None or len(shape) != 2 or shape[0] != len(x) or shape[1] < 2:
+        found = f"a {type(logits).__name__}" if shape is None else f"shape {shape}"
+        raise ValueError(
+            f"fn returns {found} for a batch of {len(x)}; it must return an array of shape "
+            f"({len(x)}, K), logits of K classes."
+        )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"fn returns dtype {dtype}; it must return floating logits.")
+    num_classes = shape[1]
     _check_label(label, num_classes)
     label = jnp.asarray(label)
     limit = min(LARGEST, float(jnp.finfo(logits.dtype).max) / 4)

@@ -26,12 +26,14 @@ def host(fn: Callable, *, num_classes: int) -> Callable:
         num_classes: Number of classes.
 
     Returns:
-        The function; it takes what `fn` takes, and returns `float32[b, num_classes]`.
+        The function; it takes what `fn` takes, and returns `float32[b, num_classes]`. float64 logits are
+        rounded to float32, where two that were not equal may be: the vote then goes to the first of
+        them. What is certified is the classifier that votes so.
 
     Raises:
         ValueError: for inputs without a first axis in common, and for an `fn` that returns another
-            shape. Inside of jit, vmap and loops, where `fn` runs later, the second arrives as an error
-            of JAX's runtime that quotes it.
+            shape or no real numbers. Inside of jit, vmap and loops, where `fn` runs later, the second
+            arrives as an error of JAX's runtime that quotes it.
 
     >>> fn = host(lambda x: np.stack([x.sum(-1), -x.sum(-1)], -1), num_classes=2)
     >>> jax.jit(fn)(jnp.ones((3, 4))).shape
@@ -47,6 +49,8 @@ def host(fn: Callable, *, num_classes: int) -> Callable:
                 f"fn returns shape {out.shape} for a batch of {size}; it must return "
                 f"({size}, {num_classes})."
             )
+        if not (out.dtype.kind in "fiub" or jnp.issubdtype(out.dtype, jnp.floating)):
+            raise ValueError(f"fn returns dtype {out.dtype}; it must return real logits.")
         return out.astype(np.float32)
 
     def run(x):

@@ -89,6 +89,26 @@ def test_the_attack_raises_the_loss_and_stays_in_its_ball():
     np.testing.assert_allclose(zero, base, rtol=1e-5)
 
 
+@pytest.mark.parametrize("low,high", [(0.0, 1.0), (None, 1.0), (0.4, None), (0.5, 0.5)])
+def test_the_attack_on_examples_outside_of_the_box_stays_in_its_ball(low, high):
+    """They were moved to the box, however far it was, and the loss taken there."""
+    x = jnp.array([-5.0, 0.5, 7.0, 0.2, 1.5, -0.1])
+    for eps in (1e-3, 0.3):
+        seen = []
+
+        def watched(z):
+            seen.append(z)  # noqa: B023
+            return linear(z)
+
+        losses.smooth_adv(KEY, watched, x, 1, sigma=0.0, eps=eps, low=low, high=high)
+        moved = seen[-1][0] - x
+        assert 0 < float(jnp.linalg.norm(moved)) <= eps * 1.001
+        if low is not None:
+            assert (moved[x < low] >= 0).all()
+        if high is not None:
+            assert (moved[x > high] <= 0).all()
+
+
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e3, 1e6])
 def test_finite_everywhere(name, scale):
@@ -220,11 +240,36 @@ def test_they_train(name):
         (lambda: losses.gaussian(KEY, linear, jnp.arange(6), 0, sigma=0.1), "x has dtype"),
         (lambda: losses.gaussian(KEY, linear, X, 0.0, sigma=0.1), "label has dtype"),
         (lambda: losses.gaussian(KEY, linear, X, jnp.arange(2), sigma=0.1), "label has shape"),
+        (lambda: losses.smooth_adv(KEY, linear, X, 0, sigma=0.1, eps=np.inf), "eps is inf"),
+        (
+            lambda: losses.smooth_adv(KEY, linear, X, 0, sigma=0.1, eps=0.1, low=1.0, high=0.0),
+            "low is 1.0 and high 0.0; low must be at most high",
+        ),
     ],
 )
 def test_bad_input_is_named(make, word):
     with pytest.raises(ValueError, match=word):
         make()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_functions_that_return_no_logits_are_named(name):
+    loss = functools.partial(ALL[name], KEY, sigma=0.3, num_noise=3)
+    for fn, word in (
+        (lambda x: linear(x)[:1], r"fn returns shape \(1, 4\) for a batch of [31]; it must"),
+        (lambda x: linear(x)[0], r"fn returns shape \(4,\)"),
+        (lambda x: linear(x)[:, :1], r"fn returns shape \([31], 1\)"),
+        (lambda x: (linear(x), 1), "fn returns a tuple"),
+        (lambda x: linear(x).astype(jnp.int32), "fn returns dtype int32; it must return floating"),
+        (lambda x: linear(x).astype(jnp.complex64), "fn returns dtype complex64"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            loss(fn, X, 0)
+        with pytest.raises(ValueError, match=word):
+            jax.jit(lambda x: loss(fn, x, 0))(X)  # noqa: B023
+    for sigma in (np.inf, np.nan):
+        with pytest.raises(ValueError, match=f"sigma is {sigma}"):
+            ALL[name](KEY, linear, X, 0, sigma=sigma)
 
 
 @pytest.mark.parametrize("name", ALL)

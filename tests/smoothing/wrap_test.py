@@ -40,6 +40,17 @@ def test_host_functions_under_vmap_and_their_errors():
         jax.block_until_ready(jax.jit(wrong)(jnp.ones((5, 6))))
     with pytest.raises(ValueError, match="num_classes is 1"):
         wrap.host(lambda x: x, num_classes=1)
+    for made in (lambda x: (x @ W).astype(np.complex64), lambda x: (x @ W).astype(str)):
+        with pytest.raises(ValueError, match="fn returns dtype .*; it must return real logits"):
+            wrap.host(made, num_classes=3)(jnp.ones((5, 6)))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, jnp.bfloat16])
+def test_real_logits_of_any_type_come_back_as_float32(dtype):
+    fn = wrap.host(lambda x: np.round(x @ W).astype(dtype), num_classes=3)
+    found = jax.jit(fn)(jnp.ones((5, 6)))
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, np.round(np.ones((5, 6)) @ W))
 
 
 def test_host_functions_of_several_arrays():
