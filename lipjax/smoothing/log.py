@@ -61,14 +61,19 @@ class CountLog:
         header: What is counted, as JSON holds it: the network, the data, sigma, the key. A log that was
             made with another header is refused.
         width: Numbers in a record: classes, or all parts of `lipjax.smoothing.sampling.Moments`.
+        read_only: Whether to read only. The file must exist, needs no right to be written and stays as
+            it is: a last record that was not written whole is passed over. Others may read it meanwhile.
 
     Guarantee: after an interruption at any point, `total` of the log opened again is what was added
-    before the interruption, the last `add` possibly not at all. A second process is refused. Memory
-    is that of the totals and of the ranges of samples, in which neighbours are joined.
+    before the interruption, the last `add` possibly not at all. A second process is refused, unless
+    both only read. Memory is that of the totals and of the ranges of samples, in which neighbours are
+    joined.
 
     Raises:
-        ValueError: for a file that is no log, is damaged or has another header; it stays as it was.
-            A last record that is short, or whose checksum is 0 because it was not written, is no damage.
+        ValueError: for a header that JSON does not hold, and for a file that is no log, is damaged or
+            has another header; it stays as it was. A last record that is short, or whose checksum is 0
+            because it was not written, is no damage.
+        OSError: for a full disk or a file that may not be opened; it names the file.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "counts"
@@ -79,25 +84,29 @@ class CountLog:
     (100, [98, 2])
     """
 
-    def __init__(self, path, *, header: dict, width: int):
+    def __init__(self, path, *, header: dict, width: int, read_only: bool = False):
         _checks.integer(1, width=width)
         self.path = Path(path)
         self.width = int(width)
-        header = json.loads(json.dumps(header))
+        self.read_only = read_only
+        header = _as_json(header)
         first = {"format": FORMAT, "width": self.width, "header": header}
         first = json.dumps(first).encode() + b"\n"
         self._totals, self._ranges = {}, {}
-        self._file = open(self.path, "ab+", buffering=0)
+        self._file = open(self.path, "rb" if read_only else "ab+", buffering=0)
         try:
-            _lock(self._file, self.path)
+            _lock(self._file, self.path, shared=read_only)
             self._file.seek(0)
             line = self._file.readline()
             if line != first and first.startswith(line):  # new, or cut before its newline
-                self._file.truncate(0)
-                self._write(first)
+                if not read_only:
+                    self._file.truncate(0)
+                    self._write(first)
             else:
                 self._refuse_others(_parsed(line, self.path), header)
-                self._file.truncate(self._read(len(line)))
+                end = self._read(len(line))
+                if not read_only:
+                    self._file.truncate(end)
         except BaseException:
             self._file.close()
             raise
@@ -117,24 +126,29 @@ class CountLog:
 
         Args:
             index: The input, as all numbers an integer below 2^31.
-            stage: `SELECTION` or `ESTIMATION`.
+            stage: `SELECTION` or `ESTIMATION`; no other number.
             start: The first sample,
             stop: and the one after the last.
-            values: `int[width]`, their sums.
+            values: `int[width]`, their sums, none below 0.
 
         Raises:
-            ValueError: for samples that were counted before and for numbers that are no such integers;
-                nothing is stored.
+            ValueError: for samples that were counted before, for numbers that are no such integers, and
+                where the log is only read; nothing is stored.
         """
+        if self.read_only:
+            raise ValueError("read_only is True; open the log without it to add to it.")
         values = np.asarray(values).reshape(-1)
         if len(values) != self.width:
             raise ValueError(f"values has {len(values)} numbers; it must have {self.width}.")
-        if values.dtype.kind not in "iu" or (values >= 2**31).any() or (values < -(2**31)).any():
-            raise ValueError(f"values is {values}; it must hold integers that fit into 32 bits.")
+        if values.dtype.kind not in "iu" or (values >= 2**31).any() or (values < 0).any():
+            raise ValueError(
+                f"values is {values}; it must hold integers that fit into 32 bits, none below 0."
+            )
         for name, value in dict(index=index, stage=stage, start=start, stop=stop).items():
             _checks.integer(0, **{name: value})
             if value >= 2**31:
                 raise ValueError(f"{name} is {value}; it must be below 2^31.")
+        _checks.one_of((SELECTION, ESTIMATION), stage=stage)
         if not start < stop:
             raise ValueError(f"stop is {stop}; it must be above start, {start}.")
         if counted := _meeting(self._ranges.get((index, stage), []), start, stop):
@@ -190,9 +204,9 @@ class CountLog:
             while rest:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
-        except OSError:  # a full disk: what was written of it counts nothing
+        except OSError as error:  # a full disk: what was written of it counts nothing
             self._file.truncate(length)
-            raise
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _refuse_others(self, found, header):
         """Raises for the first line of another log."""
@@ -235,6 +249,16 @@ class CountLog:
         return end
 
 
+def _as_json(header) -> dict:
+    """The header as it comes back from its file."""
+    if not isinstance(header, dict):
+        raise ValueError(f"header is {header!r}; it must be a dict.")
+    try:
+        return json.loads(json.dumps(header, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"header is {header!r}, which JSON does not hold: {error}.") from error
+
+
 def _parsed(line, path) -> dict:
     """The first line of a log."""
     try:
@@ -268,13 +292,13 @@ def _join(ranges, start, stop):
     ranges[i - before : i + after] = [(start, stop)]
 
 
-def _lock(file, path):
-    """Keeps other processes out, where the system can."""
+def _lock(file, path, *, shared):
+    """Keeps other processes out, or those that write alone, where the system can."""
     try:
         import fcntl
     except ImportError:  # Windows
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         raise ValueError(f"path is {str(path)!r}, which another process has open.") from error

@@ -226,6 +226,42 @@ def test_one_process_at_a_time(tmp_path):
     opened(path).close()
 
 
+def test_a_log_that_is_only_read_stays_as_it_is(tmp_path):
+    """Certifying again cut off a half record and asked for the right to write."""
+    path = tmp_path / "counts"
+    whole = filled(path)
+    head = whole.index(b"\n") + 1
+    size = (len(whole) - head) // 4
+    for content, samples in (
+        (whole, 150),
+        (whole[:-3], 150),
+        (whole[: -size - 3], 100),
+        (whole[: head + size] + b"\0" * size, 0),
+        (whole[: head - 1], 0),
+        (b"", 0),
+    ):
+        path.write_bytes(content)
+        path.chmod(0o444)
+        before = path.stat().st_mtime_ns
+        with opened(path, read_only=True) as log, opened(path, read_only=True) as other:
+            assert log.done(0, ESTIMATION) == other.done(0, ESTIMATION) == samples
+            with pytest.raises(ValueError, match="read_only is True"):
+                log.add(9, ESTIMATION, 0, 1, [1, 0, 0])
+            with pytest.raises(ValueError, match="another process"):
+                path.chmod(0o644)
+                opened(path)
+        assert path.read_bytes() == content and path.stat().st_mtime_ns == before
+    path.write_bytes(whole)
+    with opened(path):
+        with pytest.raises(ValueError, match="another process"):
+            opened(path, read_only=True)
+    with pytest.raises(ValueError, match="sigma = 0.5 instead of 1.0"):
+        opened(path, header=HEADER | {"sigma": 1.0}, read_only=True)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        opened(tmp_path / "missing", read_only=True)
+    assert not (tmp_path / "missing").exists()
+
+
 @pytest.mark.process
 def test_a_killed_process_loses_nothing_that_it_announced(tmp_path):
     path = tmp_path / "counts"
@@ -267,6 +303,8 @@ def test_bad_input_is_named(tmp_path):
             ((0, 0, 5, 5, [1, 2, 3]), "stop is 5"),
             ((0, 0, 0, 5, [1, 2, 2**31]), "values is .*; it must hold integers that fit into 32"),
             ((0, 0, 0, 5, [1, 2, -(2**31) - 1]), "values is"),
+            ((0, 0, 0, 5, [1, 2, -1]), r"values is \[ 1  2 -1\]; .* none below 0"),
+            ((0, 2, 0, 5, [1, 2, 3]), r"stage is 2; it must be one of \[0, 1\]"),
             ((0, 0, 0, 5, [1, 2, 2**80]), "values is"),
             ((0, 0, 0, 5, [1, 2, 0.5]), "values is"),
             ((0, 0, 0, 5, np.ones(3, np.float32)), "values is"),
@@ -280,12 +318,16 @@ def test_bad_input_is_named(tmp_path):
         ):
             with pytest.raises(ValueError, match=word):
                 log.add(*arguments)
-        log.add(0, 0, 0, 2**31 - 1, np.array([2**31 - 1, 0, -(2**31)]))
+        log.add(0, 0, 0, 2**31 - 1, np.array([2**31 - 1, 0, 7]))
     with opened(tmp_path / "counts") as log:
         assert log.indices() == [0] and log.done(0, 0) == 2**31 - 1
-        assert log.total(0, 0).tolist() == [2**31 - 1, 0, -(2**31)]
+        assert log.total(0, 0).tolist() == [2**31 - 1, 0, 7]
     with pytest.raises(ValueError, match="width is 0"):
         opened(tmp_path / "other", width=0)
+    for header in ([1, 2], None, "sigma", {"sigma": float("nan")}, {"sigma": np.float32(1)}):
+        with pytest.raises(ValueError, match="header is"):
+            opened(tmp_path / "other", header=header)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
@@ -301,7 +343,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
             log.add(0, SELECTION, 0, 10, np.arange(50))
             length = path.stat().st_size
             resource.setrlimit(resource.RLIMIT_FSIZE, (length + 60, old[1]))
-            with pytest.raises(OSError):
+            with pytest.raises(OSError, match=f"{path.name}'"):
                 log.add(0, SELECTION, 10, 20, np.arange(50))
             resource.setrlimit(resource.RLIMIT_FSIZE, old)
             assert path.stat().st_size == length and log.done(0, SELECTION) == 10
