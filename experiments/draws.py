@@ -1,13 +1,42 @@
 """Fills a log of counts, on all devices of the machine, whatever part of it is there already."""
 
 import functools
+import zlib
 
 import jax
 import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from lipjax.smoothing.log import CountLog
+from lipjax.smoothing.log import CountLog, stored_header
+
+_STREAM = zlib.crc32(b"certification")  # far from the keys of training, made of the same seed
+
+
+def certification_key(seed: int, index, stage):
+    """The key of the samples of an example; no key of training, nor of a network's first weights.
+
+    `split(key, n)[i]` is `fold_in(key, i)`: without a number of its own, the keys of the examples are
+    those that a training with the same seed splits off.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), _STREAM)
+    return jax.random.fold_in(jax.random.fold_in(key, index), stage)
+
+
+def law(noise, seed: int) -> dict:
+    """For the header of a log: what is drawn, and from what kind of key."""
+    return {"noise": repr(noise), "keys": str(jax.random.key_impl(jax.random.key(seed)))}
+
+
+def opened(path, chosen, stages, *, header: dict, width: int, sample: bool = True) -> CountLog:
+    """A log to fill where it lacks something (if asked to sample), or else only to read."""
+    if path.exists() and stored_header(path) is not None:
+        log = CountLog(path, header=header, width=width, read_only=True)
+        chosen = np.asarray(chosen).tolist()
+        if not sample or all(log.done(i, stage) >= n for stage, n in stages for i in chosen):
+            return log
+        log.close()
+    return CountLog(path, header=header, width=width, read_only=not sample)
 
 
 def sample_missing(log: CountLog, chosen, example, stages, *, batch_size: int, draw) -> None:

@@ -5,7 +5,7 @@
 examples into a log, `counts.log`, and certifies, for every number of changed tokens, how far the
 continuous part may move besides. The same command goes on with a job that was stopped, and certifies
 from the log when `alpha`, `budget`, `max_edits`, `radii`, `examples` or `num_samples` change. Writes
-`hybrid.json` and `hybrid.png`.
+`hybrid.json` and `hybrid.png`; with `--out FILE`, also the table, as a small file.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main(arguments=None) -> dict:
     """Trains, certifies and returns the report."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.hybrid",
-        usage="%(prog)s CONFIG [field=value ...] [--data-dir DIR] [--run-dir DIR]",
+        usage="%(prog)s CONFIG [field=value ...] [--data-dir DIR] [--run-dir DIR] [--out FILE]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="configs: " + ", ".join(configs.names(configs.HybridConfig)),
@@ -46,11 +46,15 @@ def main(arguments=None) -> dict:
     parser.add_argument("words", metavar="CONFIG [field=value ...]", nargs="+")
     parser.add_argument("--data-dir", default=os.environ.get("LIPJAX_DATA"))
     parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--out", type=Path, help="also write the table, without single examples")
     args = parser.parse_intermixed_args(arguments)
     name, *assignments = args.words
     try:
         config = configs.override(configs.load(name, configs.HybridConfig), assignments)
-        return run(config, args.run_dir or Path("runs") / name, args.data_dir)
+        report = run(config, args.run_dir or Path("runs") / name, args.data_dir)
+        if args.out is not None:
+            output.write_table(args.out, report)
+        return report
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -73,9 +77,12 @@ def run(config: configs.HybridConfig, run_dir: Path, data_dir=None) -> dict:
         "config": training_fields(config),
         "weights": fingerprint(model),
         "data": fingerprint(data.test),
-    }
-    with CountLog(run_dir / "counts.log", header=header, width=len(data.classes)) as log:
-        sample_missing(log, config, data, model, noise, chosen)
+    } | draws.law(noise, config.seed)
+    needed = chosen, stages(config)
+    options = dict(header=header, width=len(data.classes))
+    with draws.opened(run_dir / "counts.log", *needed, **options) as log:
+        if not log.read_only:
+            sample_missing(log, config, data, model, noise, chosen)
         votes = [
             np.stack([log.total(i, stage) for i in chosen.tolist()])
             for stage in (SELECTION, ESTIMATION)
@@ -104,6 +111,7 @@ def run(config: configs.HybridConfig, run_dir: Path, data_dir=None) -> dict:
     }
     report = {
         "config": configs.to_dict(config),
+        **{name: header[name] for name in ("weights", "data", "noise", "keys")},
         "split": "validation (held out)" if config.hold_out else "test",
         "examples": chosen.tolist(),
         "accuracy_without_noise": accuracy,
@@ -174,10 +182,11 @@ def trained(config: configs.HybridConfig, data: mixed.Mixed, run_dir: Path):
     path = run_dir / "weights.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as stored:
-            if json.loads(str(stored["config"])) != wanted:
+            others = differing(json.loads(str(stored["config"])), wanted)
+            if others:
                 raise ValueError(
                     f"--run-dir is {str(run_dir)!r}, which holds a run with other settings, "
-                    f"{stored['config']}; name another directory."
+                    f"{others}; name another directory."
                 )
             leaves = [jnp.asarray(stored[f"leaf_{i}"]) for i in range(len(leaves))]
         model = jax.tree.unflatten(treedef, leaves)
@@ -192,6 +201,15 @@ def trained(config: configs.HybridConfig, data: mixed.Mixed, run_dir: Path):
     values = (data.test.values / data.levels).astype(np.float32)
     found = np.asarray(predict(data.test.tokens, values))
     return model, float(np.mean(found == data.test.labels))
+
+
+def differing(stored: dict, wanted: dict) -> str:
+    """The fields that are not the same, in words; empty if all are."""
+    return ", ".join(
+        f"{name} = {stored.get(name)!r} instead of {wanted.get(name)!r}"
+        for name in sorted(set(stored) | set(wanted))
+        if stored.get(name) != wanted.get(name)
+    )
 
 
 def train(config: configs.HybridConfig, data: mixed.Mixed, model):
@@ -232,15 +250,19 @@ def train(config: configs.HybridConfig, data: mixed.Mixed, model):
     return state.params
 
 
+def stages(config) -> tuple:
+    """Each with the number of its samples."""
+    return (SELECTION, config.num_selection), (ESTIMATION, config.num_samples)
+
+
 def sample_missing(log: CountLog, config, data: mixed.Mixed, model, noise: Product, chosen) -> None:
     """Adds to the log what it lacks."""
     for example in zip(data.test.tokens, data.test.values):
         noise.check(example)
 
     def draw(index, stage, start, example, count):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), index), stage)
         return sampling.sample_counts(
-            key,
+            draws.certification_key(config.seed, index, stage),
             model,
             example,
             noise=noise,
@@ -254,7 +276,7 @@ def sample_missing(log: CountLog, config, data: mixed.Mixed, model, noise: Produ
         log,
         chosen,
         lambda i: (data.test.tokens[i], data.test.values[i]),
-        ((SELECTION, config.num_selection), (ESTIMATION, config.num_samples)),
+        stages(config),
         batch_size=config.sample_batch,
         draw=draw,
     )

@@ -1,6 +1,7 @@
 """What a run leaves behind: the table, the figure, files that are whole or not there."""
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -81,8 +82,30 @@ def plot(path: Path, report: dict, correct, radii) -> None:
 def write(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
     part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
+    try:
+        part.write_bytes(content)
+    except OSError as error:  # a full disk, which the system reports without a name
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     os.replace(part, path)
+
+
+PER_IMAGE = {"images", "examples", "labels", "prediction", "predictions", "radius", "radii"}
+PER_IMAGE |= {"per_image", "proved_edits", "selfcheck"}
+"""Entries of a report that grow with the test split, and the checks of the platform."""
+
+
+def write_table(path: Path, report: dict) -> None:
+    """Writes what a table is made of: the report without its lines for single images.
+
+    A few kB, with the versions that it was made with, to be kept beside the table.
+    """
+    rest = {name: value for name, value in report.items() if name not in PER_IMAGE}
+    rest["num_images"] = len(report["labels"])
+    rest["platform"] = report["selfcheck"]["platform"]
+    lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in rest.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def _name(radius: float) -> str:

@@ -4,8 +4,9 @@ the run has `smoothing`.
 Chooses the map of soft scores on images kept from training, samples votes and scores of test images
 into a log, `counts.log`, and certifies them with every method from the same samples. A stopped job goes
 on from the log. `python -m experiments.smooth RUN` certifies from the log alone, with other levels or
-radii (`smoothing.alpha=0.01`, `radii=0.5,1`), in seconds. Writes `smoothing.json`,
-`smoothing.png` and, about the choice of the map, `map.png`.
+radii (`smoothing.alpha=0.01`, `radii=0.5,1`), in seconds; the log is only read. Writes `smoothing.json`,
+`smoothing.png` and, about the choice of the map, `map.png`; with `--out FILE`, also the table, as a
+small file.
 """
 
 import argparse
@@ -40,19 +41,23 @@ def main(arguments=None) -> dict:
     """Certifies from the log of a run."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.smooth",
-        usage="%(prog)s RUN [field=value ...] [--data-dir DIR]",
+        usage="%(prog)s RUN [field=value ...] [--data-dir DIR] [--out FILE]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", metavar="RUN [field=value ...]", nargs="+")
     parser.add_argument("--data-dir")
+    parser.add_argument("--out", type=Path, help="also write the table, without single images")
     args = parser.parse_intermixed_args(arguments)
     run, *assignments = Path(args.words[0]), *args.words[1:]
     try:
         config = configs.override(configs.read_run(run), assignments, only=configs.MEASURED)
         if config.smoothing is None:
             raise ValueError(f"RUN is {str(run)!r}, whose config has no smoothing.")
-        return certify_run(run, config, args.data_dir, sample=False)
+        report = certify_run(run, config, args.data_dir, sample=False)
+        if args.out is not None:
+            output.write_table(args.out, report)
+        return report
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
@@ -78,12 +83,14 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None, *, samp
         "weights": fingerprint(model),
         "step": step,
         "data": fingerprint((data.test.images, data.test.labels)),
-    }
+    } | draws.law(noise_of(settings, data), config.seed)
     tuned = choose(run_dir, config, model, data, bound, data_dir, header, sample)
     header["map"] = list(tuned["map"])
     classes = config.model.num_classes
-    with CountLog(run_dir / "counts.log", header=header, width=9 * classes) as log:
-        if sample:
+    needed = chosen, stages(settings)
+    options = dict(header=header, width=9 * classes, sample=sample)
+    with draws.opened(run_dir / "counts.log", *needed, **options) as log:
+        if not log.read_only:
             sample_missing(log, config, model, data, chosen, tuned["map"])
         sampled = collect(log, settings, chosen, classes)
     labels = data.test.labels[chosen]
@@ -97,6 +104,7 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None, *, samp
     report = {
         "config": configs.to_dict(config),
         "step": step,
+        **{name: header[name] for name in ("weights", "data", "noise", "keys")},
         "images": chosen.tolist(),
         "map": list(tuned["map"]),
         "trade_off": tuned["rows"],
@@ -127,6 +135,18 @@ def certify_run(run_dir: Path, config: configs.RunConfig, data_dir=None, *, samp
         f"{run_dir}/map.png (choice of the map)"
     )
     return report
+
+
+def noise_of(settings, data):
+    """The noise on a test image, of integers or of floats in [0, 1]."""
+    if settings.exact:
+        return noises.IntegerGaussian.finest(settings.sigma, data.max_value)
+    return noises.Gaussian(settings.sigma)
+
+
+def stages(settings) -> tuple:
+    """Each with the number of its samples."""
+    return (SELECTION, settings.num_selection), (ESTIMATION, settings.num_samples)
 
 
 def logit_bound(model, data) -> Bound:
@@ -236,17 +256,14 @@ def sample_missing(log: CountLog, config, model, data, chosen, chosen_map) -> No
     classes, size = config.model.num_classes, settings.batch_size
     name, temperature = chosen_map
     score = functools.partial(getattr(simplex, name), temperature=temperature)
-    if settings.exact:
-        noise = noises.IntegerGaussian.finest(settings.sigma, data.max_value)
-        images = data.test.images
-    else:
-        noise = noises.Gaussian(settings.sigma)
-        images = np.asarray(to_unit(data.test.images, data.max_value))
+    noise = noise_of(settings, data)
+    images = data.test.images
+    if not settings.exact:
+        images = np.asarray(to_unit(images, data.max_value))
 
     def draw(index, stage, start, image, count):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), index), stage)
         counts, found = sampling.sample_both(
-            key,
+            draws.certification_key(config.seed, index, stage),
             lambda x: model(x),
             image,
             score=score,
@@ -258,14 +275,14 @@ def sample_missing(log: CountLog, config, model, data, chosen, chosen_map) -> No
         )
         return jnp.concatenate([counts, found.total.reshape(-1), found.squares.reshape(-1)])
 
-    stages = ((SELECTION, settings.num_selection), (ESTIMATION, settings.num_samples))
-    draws.sample_missing(log, chosen, lambda i: images[i], stages, batch_size=size, draw=draw)
+    wanted = stages(settings)
+    draws.sample_missing(log, chosen, lambda i: images[i], wanted, batch_size=size, draw=draw)
 
 
 def collect(log: CountLog, settings, chosen, classes) -> dict:
     """Moments of both stages for all images, from the log."""
     found = {}
-    for stage, wanted in ((SELECTION, settings.num_selection), (ESTIMATION, settings.num_samples)):
+    for stage, wanted in stages(settings):
         missing = [i for i in chosen.tolist() if log.done(i, stage) != wanted]
         if missing:
             raise ValueError(
@@ -291,7 +308,7 @@ def certificates(config, sampled, chosen_map, bound: Bound, data, classes) -> di
     of_scores = Bound(float(bound.value) * constant * (1 + 1e-6), "upper")
     law_error = slope_error = 0.0
     if settings.exact:
-        noise = noises.IntegerGaussian.finest(settings.sigma, data.max_value)
+        noise = noise_of(settings, data)
         size = int(np.prod(config.model.image_shape))
         law_error = noise.law_error(size)
         if np.isfinite(of_scores.value):
@@ -445,9 +462,11 @@ def plot_trade_off(path: Path, rows: list[dict], best) -> None:
 
 
 def fingerprint(model) -> str:
-    """Of all arrays of a network or a data set."""
+    """Of all arrays of a network or a data set, their shapes and their types."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(model):
+        leaf = np.asarray(leaf)
+        digest.update(f"{leaf.dtype} {leaf.shape} ".encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()[:16]
 

@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 
 from experiments import config as configs
-from experiments import hybrid, mixed, train
+from experiments import draws, hybrid, mixed, train
 from lipjax.smoothing import hybrid as certificates
 from lipjax.smoothing import sampling
+from lipjax.smoothing.log import CountLog, stored_header
 
 SMALL = ["epochs=60", "hidden=16", "num_samples=1500", "sample_batch=500", "num_selection=50"]
 
@@ -61,10 +62,74 @@ def test_certifies_both_parts_and_again_from_a_cut_log(run_dir, energy_dir, caps
     assert looser["edits"][0]["mean_radius"] > radii[0] and len(looser["edits"]) == 2
     assert log.read_bytes()[: whole.index(b"\n")] == whole[: whole.index(b"\n")]
     assert "radius: l2 of the continuous columns, in standard deviations" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="holds a run with other settings"):
+    named = "holds a run with other settings, beta = 0.4 instead of 0.3; name another directory"
+    with pytest.raises(SystemExit, match=named):
         start(energy_dir, run_dir, "beta=0.3")
     with pytest.raises(SystemExit, match="the log has more of 30 examples"):
         start(energy_dir, run_dir, "num_samples=1000")
+
+
+def test_certifying_again_reads_the_log_and_writes_the_table(run_dir, energy_dir, tmp_path):
+    log, out = run_dir / "counts.log", tmp_path / "results" / "table.json"
+    whole = log.read_bytes()
+    log.write_bytes(whole + b"half")
+    log.chmod(0o444)
+    header = stored_header(log)
+    try:
+        with CountLog(log, header=header, width=3, read_only=True):
+            report = start(energy_dir, run_dir, "--out", str(out))
+        assert log.read_bytes() == whole + b"half"
+    finally:
+        log.chmod(0o644)
+        log.write_bytes(whole)
+    table = json.loads(out.read_text())
+    kept = ("edits", "noise", "keys", "weights", "data", "mean_radius_of_budgets")
+    assert all(table[name] == report[name] for name in kept) and table["num_images"] == 30
+    assert not {"labels", "radius", "prediction", "selfcheck"} & set(table)
+    assert out.stat().st_size < 5000
+    assert header["keys"] == "threefry2x32" and "IntegerGaussian(sigma=0.25" in header["noise"]
+
+
+def test_no_training_noise_certifies(monkeypatch):
+    """`split(key, n)[i]` is `fold_in(key, i)`: with one seed both drew from the same keys."""
+    seed = 0
+    key = jax.random.key(seed)
+    assert (split_words(key, 5) == [words(jax.random.fold_in(key, i)) for i in range(5)]).all()
+
+    def children(keys):
+        return jnp.concatenate([jax.random.split(k, 64) for k in keys])
+
+    # Of training, and of the first weights: a step, its only part, and the examples of that.
+    steps = jnp.concatenate([key[None], jax.random.split(key, 64)])
+    parts = jnp.concatenate([steps, children(steps)])
+    used = {tuple(w) for w in np.asarray(jax.random.key_data(parts)).tolist()}
+    assert words(jax.random.fold_in(jax.random.fold_in(key, 3), 1)) in used  # negative control
+    drawn = [draws.certification_key(seed, index, stage) for index in range(64) for stage in (0, 1)]
+    drawn = np.asarray(jax.random.key_data(jnp.stack(drawn))).tolist()
+    assert len({tuple(w) for w in drawn}) == 128 and not used & {tuple(w) for w in drawn}
+    # And it is the one that is taken.
+    seen = []
+
+    def sample_counts(key, *_, **__):
+        seen.append(words(key))
+
+    monkeypatch.setattr(sampling, "sample_counts", sample_counts)
+    given = []
+    monkeypatch.setattr(draws, "sample_missing", lambda *_, draw, **__: given.append(draw))
+    config = configs.HybridConfig(seed=seed)
+    empty = mixed.Examples(np.zeros((0, 3)), np.zeros((0, 2)), np.zeros(0))
+    data = mixed.Mixed(None, empty, ("a", "b"), 255, 5, (0, 5), "")
+    hybrid.sample_missing(None, config, data, None, None, [])
+    given[0](7, 1, 0, None, 10)
+    assert seen == [words(draws.certification_key(seed, 7, 1))]
+
+
+def words(key):
+    return tuple(np.asarray(jax.random.key_data(key)).tolist())
+
+
+def split_words(key, n):
+    return np.asarray(jax.random.key_data(jax.random.split(key, n)))
 
 
 def test_no_changed_column_changes_a_certified_class(run_dir, energy_dir):

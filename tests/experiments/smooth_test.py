@@ -73,6 +73,51 @@ def test_from_the_log_alone_with_another_level(run, report, capsys):
         smooth.main([str(run), "smoothing.sigma=0.5"])
 
 
+def test_certifying_again_reads_the_log_and_writes_the_table(run, report, tmp_path):
+    """A half record at the end was cut off, and the right to write was asked for."""
+    log, out = run / "counts.log", tmp_path / "results" / "table.json"
+    whole = log.read_bytes()
+    log.write_bytes(whole + b"half")
+    log.chmod(0o444)
+    try:
+        with smooth.CountLog(log, header=smooth.stored_header(log), width=90, read_only=True):
+            for main in (smooth.main, certify.main):  # the second finds nothing to sample
+                assert main([str(run), "--out", str(out)])["methods"] == report["methods"]
+                table = json.loads(out.read_text())
+                out.unlink()
+        assert log.read_bytes() == whole + b"half"
+    finally:
+        log.chmod(0o644)
+        log.write_bytes(whole)
+    assert table["methods"] == report["methods"] and table["num_images"] == 12
+    assert not {"per_image", "labels", "images", "selfcheck"} & set(table)
+    assert table["platform"]["jax"] == jax.__version__ and table["config"] == report["config"]
+    assert len(json.dumps(table)) < 10_000 and str(run) not in json.dumps(table)
+
+
+def test_a_log_of_another_law_or_of_other_keys_is_refused(run, report, monkeypatch):
+    header = smooth.stored_header(run / "counts.log")
+    assert header["keys"] == "threefry2x32"
+    law = smooth.noises.IntegerGaussian.finest(0.25, 16)
+    assert header["noise"] == repr(law) and f"dither={law.dither}" in header["noise"]
+    with jax.default_prng_impl("rbg"):
+        with pytest.raises(SystemExit, match="keys = 'threefry2x32' instead of 'rbg'"):
+            smooth.main([str(run)])
+    other = smooth.noises.IntegerGaussian(0.25, 16)
+    monkeypatch.setattr(smooth.noises.IntegerGaussian, "finest", lambda *_: other)
+    with pytest.raises(
+        SystemExit, match="counts.log was made with noise = 'IntegerGaussian.*refine"
+    ):
+        smooth.main([str(run)])
+
+
+def test_fingerprints_tell_shapes_and_types():
+    arrays = np.arange(6.0), np.arange(6.0).reshape(2, 3), np.arange(6.0).view(np.int64)
+    arrays += ((np.arange(3.0), np.arange(3.0, 6.0)), np.arange(6.0)[:0], ())
+    assert len({smooth.fingerprint(a) for a in arrays}) == len(arrays)
+    assert smooth.fingerprint(jnp.arange(3)) == smooth.fingerprint(np.arange(3, dtype=np.int32))
+
+
 def test_a_log_that_was_cut_goes_on(run, report):
     log = run / "counts.log"
     whole = log.read_bytes()
