@@ -33,7 +33,6 @@ from lipjax.typing import Array
 NO_VOTE = 0x6E6F6E65
 """Of the key by which an example votes whose logits are no numbers."""
 
-
 LARGER = 16
 """Examples of a batch that `depends_on_batch_mates` tries at least."""
 
@@ -89,7 +88,7 @@ def sample_counts(
     """Votes of a classifier at `x + sigma * noise`.
 
     Args:
-        key: One random key.
+        key: One random key, typed or the raw words of one of JAX's default implementation.
         fn: `float[b, ...] -> float[b, num_classes]`, logits of a batch. An example with a NaN among its
             logits votes for a class at random: every sample counts, and none is won by it.
         x: `float[...]`, one example; for many use `jax.vmap` over keys and examples, or a loop.
