@@ -27,7 +27,11 @@ def standard_promotion():
 
 def test_train_then_certify(tmp_path, capsys):
     run = train.main(["digits", *SHORT, "--run-dir", str(tmp_path / "run")])
-    report = certify.main([str(run)])
+    out = tmp_path / "results" / "table.json"
+    report = certify.main([str(run), "--out", str(out)])
+    table = json.loads(out.read_text())
+    assert table["rows"] == report["rows"] and table["num_images"] == report["num_images"]
+    assert not {"labels", "predictions", "radii"} & set(table) and out.stat().st_size < 10_000
     printed = capsys.readouterr().out
     assert "proved Lipschitz bound" in printed and "36/255" in printed
     stored = json.loads((run / "certificates.json").read_text())
