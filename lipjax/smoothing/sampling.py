@@ -6,7 +6,8 @@ or on where a job was stopped and went on. For an image j of a data set pass `fo
 two samples of a certificate, two keys. The calls may stand inside of jit, vmap and `jax.shard_map`.
 
 Only Threefry draws the same numbers for a key in every batch. From a key of another implementation, such
-as `rbg`, one of Threefry is made (all its words are folded in), for the noise too.
+as `rbg`, one of Threefry is made (all its words are folded in), for the noise too. (`unsafe_rbg` also
+folds in and splits differently under vmap: make its keys in a loop.)
 
 What is drawn is the same to the last bit. Sums and products of floats after it, in `Gaussian` and in
 `fn`, may be rounded in another way in a program with another batch size: scores then differ by that
