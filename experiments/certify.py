@@ -21,6 +21,7 @@ import numpy as np
 
 from experiments import config as configs
 from experiments import output, setup
+from experiments._memory import keep_freed_memory
 from lipjax import margin, nn, selfcheck
 from lipjax._numerics import on_host_float64
 from lipjax.attacks import pgd
@@ -53,6 +54,7 @@ class Evaluation(NamedTuple):
 
 def main(arguments=None) -> dict:
     """Certifies a run and returns the report that it wrote."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.certify",
         usage="%(prog)s RUN [field=value ...] [--data-dir DIR] [--out FILE]",

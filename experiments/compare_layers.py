@@ -30,6 +30,7 @@ import numpy as np
 import optax
 
 from experiments import certify, setup
+from experiments._memory import keep_freed_memory
 from experiments.config import RunConfig
 from experiments.loops import supervised
 from experiments.output import write
@@ -46,6 +47,7 @@ POINTS = 1000
 
 def main(arguments=None) -> list[dict]:
     """Trains what is missing, and prints the table."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.compare_layers",
         description=__doc__,

@@ -26,6 +26,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments._memory import keep_freed_memory
 from lipjax import _checks, selfcheck
 from lipjax.data import NAMES, Dataset, batch_indices, load, to_unit
 from lipjax.spectral import network_bound, penalty
@@ -94,6 +95,7 @@ class ResNet(nnx.Module):
 
 def main(arguments=None) -> list[Result]:
     """Trains both and prints the table."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.regularize",
         description=__doc__,

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 from experiments import config as configs
+from experiments._memory import keep_freed_memory
 
 
 def main(arguments=None) -> Path:
     """Trains and returns the run directory."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.train",
         usage="%(prog)s CONFIG [field=value ...] [--data-dir DIR] [--run-dir DIR]",

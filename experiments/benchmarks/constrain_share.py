@@ -23,6 +23,7 @@ from flax import nnx
 
 from experiments import config as configs
 from experiments import setup
+from experiments._memory import keep_freed_memory
 from experiments.loops.supervised import Batch
 from lipjax import nn, selfcheck
 from lipjax.models import SIZES, LipschitzConvNet
@@ -30,6 +31,7 @@ from lipjax.models import SIZES, LipschitzConvNet
 
 def main(arguments=None) -> dict:
     """Measures, prints and writes."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="S", choices=sorted(SIZES))
     parser.add_argument("--batch-size", type=int, default=256)

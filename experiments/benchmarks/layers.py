@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments._memory import keep_freed_memory
 from lipjax import models, nn, selfcheck
 from lipjax.layers import activations
 
@@ -75,6 +76,7 @@ INSIDE = (*RESIDUAL, "sandwich")
 
 def main(arguments=None) -> dict:
     """Measures, prints and writes."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments._memory import keep_freed_memory
 from experiments.output import write
 from experiments.plain import PlainConfig, PlainNet
 from experiments.regularize import ResNet
@@ -33,6 +34,7 @@ OPTIONS = dict(sigma=0.5, alpha=0.001)
 
 def main(arguments=None) -> dict:
     """Measures, prints and writes."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.smoothing",
         description=__doc__,

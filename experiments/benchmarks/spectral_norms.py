@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments._memory import keep_freed_memory
 from experiments.benchmarks import reference_norms as reference
 from lipjax import selfcheck
 from lipjax.spectral import conv_gram_iteration, conv_inflation, conv_kernel_bound
@@ -39,6 +40,7 @@ COUNTS = (2, 3, 4, 5, 6, 8, 10)
 
 def main(arguments=None) -> dict:
     """Measures, prints and writes."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
