@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+import types
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +19,21 @@ MEASURED = ("radii", "attack_images", "attack_steps", "smoothing")
 """Fields that only certification uses; they may change after training."""
 
 NOISY_LOSSES = ("plain", "gaussian", "stability", "smooth_adv", "macer", "consistency")
+
+LOSSES = {
+    "cross_entropy": {"offset": 0.9, "temperature": 0.15},
+    "multi_margin": {"margin": 0.7},
+    "certificate_regularized": {"gamma": None},  # nothing is published that holds everywhere
+    "hkr": {"alpha": 10.0, "margin": 1.0},
+    "emma": {"epsilon": 3 * 36 / 255},
+    "logit_annealing": {"offset": 2.0, "temperature": 0.75, "beta": 5.0, "epsilon": 3 * 36 / 255},
+}
+"""The options of each loss, and what they are unless they are given."""
+
+LOSS_OPTIONS = tuple(sorted({name for options in LOSSES.values() for name in options}))
+
+WITH_CERTIFICATE = ("certificate_regularized", "emma", "logit_annealing")
+"""Losses that take the Lipschitz constant and the class vectors of the network."""
 
 MODELS = (ConvNetConfig, StudyNetConfig, LipConvNetConfig, LiResNetConfig, PlainConfig)
 
@@ -69,14 +85,28 @@ class RunConfig:
         model: The network.
         epochs: Passes over the training split.
         batch_size: Examples a step.
-        learning_rate: Peak of the triangular schedule.
-        betas: Decay rates of Adam.
-        offset: Of the cross-entropy, in units of the logits: larger trades accuracy for radius.
-        temperature: Of the cross-entropy.
+        learning_rate: Peak of the schedule.
+        optimizer: `"adam"` or `"nadam"`.
+        betas: Decay rates of both.
+        schedule: `"triangular"`, see `lipjax.training.triangular`, or `"cosine"`: up over the first
+            fortieth of the run, then down to 0 along a cosine.
+        clip: Largest norm of the gradient; 0 for none.
+        loss: A loss of `lipjax.training`: `"cross_entropy"`, `"multi_margin"` (`margin_loss`),
+            `"certificate_regularized"`, `"hkr"`, `"emma"` or `"logit_annealing"`. Its options are
+            below, None for those that other losses have, see `LOSSES`.
+        offset: Of the cross-entropy and of logit annealing, in units of the logits: larger trades
+            accuracy for radius.
+        temperature: Of the same.
+        margin: That `"multi_margin"` and the hinge of `"hkr"` ask for, in units of the logits.
+        gamma: Weight of the certified radius in `"certificate_regularized"`.
+        alpha: Weight of the hinge in `"hkr"`.
+        beta: How fast logit annealing lets go.
+        epsilon: l2 radius that `"emma"` and logit annealing train for, in pixel scale [0, 1]. It
+            grows from a thirtieth over the first half of the run. 0 takes the logits as they are.
         noise: Standard deviation of Gaussian noise on the training images, in pixel scale [0, 1].
-        noisy_loss: `"plain"`: cross-entropy with offset and temperature of one noisy copy. Otherwise a
-            loss of `lipjax.smoothing.losses` with the deviation `noise`: `"gaussian"`,
-            `"stability"`, `"smooth_adv"`, `"macer"` or `"consistency"`.
+        noisy_loss: `"plain"`: `loss` of one noisy copy. Otherwise a loss of
+            `lipjax.smoothing.losses` with the deviation `noise`: `"gaussian"`, `"stability"`,
+            `"smooth_adv"`, `"macer"` or `"consistency"`.
         num_noise: Noisy copies of an image in such a loss.
         attack_eps: l2 radius of the attack of `"smooth_adv"`.
         affine: Random shift (pixels), rotation (degrees), scale and shear, see
@@ -104,9 +134,18 @@ class RunConfig:
     epochs: int = 100
     batch_size: int = 256
     learning_rate: float = 0.01
+    optimizer: str = "adam"
     betas: tuple[float, float] = (0.5, 0.9)
-    offset: float = 0.9
-    temperature: float = 0.15
+    schedule: str = "triangular"
+    clip: float = 0.0
+    loss: str = "cross_entropy"
+    offset: float | None = None
+    temperature: float | None = None
+    margin: float | None = None
+    gamma: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    epsilon: float | None = None
     noise: float = 0.0
     noisy_loss: str = "plain"
     num_noise: int = 2
@@ -132,11 +171,14 @@ class RunConfig:
         _checks.integer(1, checkpoint_every=self.checkpoint_every)
         _checks.integer(0, crop=self.crop, attack_images=self.attack_images, seed=self.seed)
         _checks.within(0, 2**32 - 1, seed=self.seed)
-        _checks.positive(learning_rate=self.learning_rate, temperature=self.temperature)
+        _checks.positive(learning_rate=self.learning_rate)
+        self._complete_loss()
         _checks.positive(radii=self.radii)
         if not self.radii or list(self.radii) != sorted(set(self.radii)):
             raise ValueError(f"radii is {self.radii}; it must hold increasing numbers.")
-        _checks.within(0.0, 1e6, offset=self.offset, noise=self.noise, attack_eps=self.attack_eps)
+        _checks.within(0.0, 1e6, noise=self.noise, attack_eps=self.attack_eps, clip=self.clip)
+        _checks.one_of(("adam", "nadam"), optimizer=self.optimizer)
+        _checks.one_of(("triangular", "cosine"), schedule=self.schedule)
         _checks.one_of(NOISY_LOSSES, noisy_loss=self.noisy_loss)
         _checks.integer(2 if self.noisy_loss == "consistency" else 1, num_noise=self.num_noise)
         if self.noisy_loss != "plain" and not self.noise:
@@ -163,6 +205,43 @@ class RunConfig:
                 f"num_microbatches is {self.num_microbatches}; it must divide the batch_size "
                 f"{self.batch_size}."
             )
+
+    def _complete_loss(self):
+        """Fills in the options of the loss that were not given, and refuses those it does not have."""
+        _checks.one_of(tuple(LOSSES), loss=self.loss)
+        options = LOSSES[self.loss]
+        for name in LOSS_OPTIONS:
+            value = getattr(self, name)
+            if name not in options and value is not None:
+                raise ValueError(
+                    f"{name} is {value}, which loss {self.loss!r} does not have; set it to None. Its "
+                    f"options are {', '.join(options)}."
+                )
+            if name in options:
+                value = options[name] if value is None else value
+                if value is None:
+                    raise ValueError(
+                        f"{name} is None; with loss {self.loss!r} it must be a number, such as 0.1."
+                    )
+                _checks.within(0.0, 1e6, **{name: value})
+                object.__setattr__(self, name, value)
+        if self.temperature is not None:
+            _checks.positive(temperature=self.temperature)
+        if self.loss in WITH_CERTIFICATE and isinstance(self.model, PlainConfig):
+            raise ValueError(
+                f"loss is {self.loss!r}, which needs a network with a Lipschitz bound; model is a "
+                "PlainConfig, which has none."
+            )
+        if self.noisy_loss != "plain" and self.loss != "cross_entropy":
+            raise ValueError(
+                f"noisy_loss is {self.noisy_loss!r} and loss is {self.loss!r}; with another loss than "
+                "'cross_entropy' it must be 'plain'."
+            )
+
+    @property
+    def loss_options(self) -> dict:
+        """The options of the loss, by name."""
+        return {name: getattr(self, name) for name in LOSSES[self.loss]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +334,7 @@ def override(config, assignments: list[str], *, only=None):
     """The config with `field=value` assignments applied; nested fields as `model.layer=cpl`.
 
     Values are Python literals, fractions such as 36/255 and comma-separated lists of them; what is
-    none of these is a string.
+    none of these is a string. Another `loss` starts from its own options.
 
     Args:
         config: Where to start from.
@@ -265,7 +344,7 @@ def override(config, assignments: list[str], *, only=None):
     Raises:
         ValueError: for an assignment without `=`, an unknown field or a value that does not fit.
     """
-    known, changes = _fields(config), {}
+    known, kinds, changes = _fields(config), _types(config), {}
     allowed = [f for f in known if only is None or f.partition(".")[0] in only]
     for assignment in assignments:
         field, found, text = assignment.partition("=")
@@ -274,7 +353,7 @@ def override(config, assignments: list[str], *, only=None):
         if field not in allowed:
             why = "may not be changed here" if field in known else "is no field"
             raise ValueError(f"{field!r} {why}; the fields are {', '.join(allowed)}.")
-        changes[field] = _fitting(field, _literal(text), known[field])
+        changes[field] = _fitting(field, _literal(text), known[field], kinds[field])
     outer = {f: v for f, v in changes.items() if "." not in f}
     for part in ("model", "smoothing"):  # the fields that are configs themselves
         inner = {f.partition(".")[2]: v for f, v in changes.items() if f.startswith(part + ".")}
@@ -283,6 +362,8 @@ def override(config, assignments: list[str], *, only=None):
                 outer[part] = dataclasses.replace(getattr(config, part), **inner)
             except (ValueError, TypeError) as error:  # which names the field without its prefix
                 raise ValueError(f"{part}.{error}") from error
+    if "loss" in outer and outer["loss"] != config.loss:
+        outer = dict.fromkeys(LOSS_OPTIONS) | outer
     return dataclasses.replace(config, **outer)
 
 
@@ -302,24 +383,21 @@ def _literal(text: str):
         return text
 
 
-def _fitting(field: str, value, current):
-    """The value as the type of the current one; None stands for anything but a tuple."""
+def _fitting(field: str, value, current, kind):
+    """The value as the type of the current one; of a field that may be None, as its type."""
+    optional = isinstance(kind, types.UnionType) and type(None) in kind.__args__
     if isinstance(current, tuple) and not isinstance(value, tuple):
         value = (value,)
-    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+    number = isinstance(current, float) or (optional and float in kind.__args__)
+    if number and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    optional = {
-        "model.dense_width": int | None,
-        "model.activation": str | None,
-        "model.conv_hidden": int | None,
-    }.get(field)
     fits = isinstance(value, type(current)) and isinstance(value, bool) == isinstance(current, bool)
     if isinstance(value, tuple) and isinstance(current, tuple):
         fits = all(isinstance(part, int | float) for part in value)
         if current and all(isinstance(part, int) for part in current):
             fits = all(isinstance(part, int) for part in value)
-    if optional is not None:
-        fits = isinstance(value, optional) and not isinstance(value, bool)
+    if optional:
+        fits = isinstance(value, kind) and not isinstance(value, bool)
     if not fits:
         raise ValueError(f"{field} is {value!r}, of the wrong type; it must be like {current!r}.")
     return value
@@ -371,6 +449,18 @@ def _model_of(stored: dict):
     """The model config whose fields these are; of several, the one that lacks the fewest."""
     fields = {kind: {field.name for field in dataclasses.fields(kind)} for kind in MODELS}
     return min(MODELS, key=lambda kind: (len(set(stored) - fields[kind]), len(fields[kind])))
+
+
+def _types(config) -> dict:
+    """The declared type of every field, named as `_fields` names them."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{field.name}.{name}": inner for name, inner in _types(value).items()}
+        else:
+            flat[field.name] = field.type
+    return flat
 
 
 def _fields(config) -> dict:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments.config import RunConfig
+from experiments.config import WITH_CERTIFICATE, RunConfig
 from experiments.plain import PlainConfig, PlainNet
-from lipjax import nn
+from lipjax import nn, training
 from lipjax.data import Dataset, Split, augment, hold_out, load
 from lipjax.models import (
     ConvNetConfig,
@@ -22,7 +22,7 @@ from lipjax.models import (
     StudyNetConfig,
 )
 from lipjax.smoothing import losses
-from lipjax.training import cross_entropy, triangular
+from lipjax.training import triangular
 
 NETWORKS = {
     PlainConfig: PlainNet,
@@ -77,9 +77,18 @@ def network(config: RunConfig) -> nnx.Module:
 
 
 def optimizer(config: RunConfig, num_steps: int) -> optax.GradientTransformation:
-    """Adam with the triangular schedule."""
+    """Adam or NAdam with the schedule of the config; the norm of the gradient is clipped before."""
     b1, b2 = config.betas
-    return optax.adam(triangular(config.learning_rate, num_steps), b1=b1, b2=b2)
+    schedule = SCHEDULES[config.schedule](config.learning_rate, num_steps)
+    step = getattr(optax, config.optimizer)(schedule, b1=b1, b2=b2)
+    return optax.chain(optax.clip_by_global_norm(config.clip), step) if config.clip else step
+
+
+def _cosine(peak, num_steps):
+    return optax.warmup_cosine_decay_schedule(0.0, peak, num_steps // 40, num_steps)
+
+
+SCHEDULES = {"triangular": triangular, "cosine": _cosine}
 
 
 def augmentation(config: RunConfig):
@@ -123,21 +132,42 @@ def augmentation(config: RunConfig):
 
 
 def loss(config: RunConfig):
-    """`(network, batch, key) -> (loss, metrics)`: cross-entropy with offset and temperature, or a loss
-    of smoothed classifiers; the accuracy is that on the images without its noise."""
+    """`(network, batch, key) -> (loss, metrics)`: the mean loss of the config, which for one of smoothed
+    classifiers has an accuracy on the images without its noise."""
     if config.noisy_loss != "plain":
         return _noisy_loss(config)
 
     def loss_fn(model, batch, key):
         del key
         logits = model(batch.images)
-        losses = jax.vmap(
-            lambda f, y: cross_entropy(f, y, offset=config.offset, temperature=config.temperature)
-        )(logits, batch.labels)
+        found = jax.vmap(_example_loss(config, model, batch.progress))(logits, batch.labels)
         accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.labels)
-        return jnp.mean(losses), {"accuracy": accuracy} | _watched(model)
+        return jnp.mean(found), {"accuracy": accuracy} | _watched(model)
 
     return loss_fn
+
+
+def _example_loss(config: RunConfig, model, progress):
+    """`(logits, label) -> loss` of one example, for a network after some share of the run.
+
+    The constant of the features is that of the parameterization, without the rounding that only a
+    certificate counts.
+    """
+    options = config.loss_options
+    if config.loss in WITH_CERTIFICATE:
+        options["lipschitz"] = getattr(config.model, "input_lipschitz", 1.0)
+        options["head"] = model.class_vectors()
+    if "epsilon" in options:  # the published ramp, from 0.1 to 3 times 36 / 255
+        options["epsilon"] *= (1 + 29 * jnp.minimum(1.0, 2.0 * progress)) / 30
+    if config.loss == "logit_annealing":
+        shift = {name: options.pop(name) for name in ("epsilon", "lipschitz", "head")}
+        return lambda f, y: training.logit_annealing(
+            training.emma_logits(f, y, **shift), y, **options
+        )
+    if config.loss == "hkr":
+        options["min_margin"] = options.pop("margin")
+    one = training.margin_loss if config.loss == "multi_margin" else getattr(training, config.loss)
+    return lambda f, y: one(f, y, **options)
 
 
 def _watched(model) -> dict:

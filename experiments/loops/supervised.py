@@ -39,10 +39,12 @@ class Batch(NamedTuple):
     Attributes:
         images: `float32[b, h, w, c]` in [0, 1], augmented.
         labels: `int32[b]`.
+        progress: `float32[]`, the share of the steps that are done.
     """
 
     images: jax.Array
     labels: jax.Array
+    progress: jax.Array | float = 1.0
 
 
 def train(
@@ -112,22 +114,24 @@ def train(
     key = jax.random.fold_in(jax.random.key(seed), _STREAM)
     state = init_state(key, params, optimizer)
     treedef = jax.tree.structure(state)
-    data = Batch(*jax.device_put((split.images, np.asarray(split.labels, np.int32))))
+    data = jax.device_put((split.images, np.asarray(split.labels, np.int32)))
 
-    def batch_loss(data, weights, indices, key):
+    def batch_loss(data, done, weights, indices, key):
+        all_images, all_labels = data
         augment_key, loss_key = jax.random.split(key)
-        images = to_unit(data.images[indices], max_value)
+        images = to_unit(all_images[indices], max_value)
         if augment is not None:
             images = jax.vmap(augment)(jax.random.split(augment_key, len(indices)), images)
-        return loss_fn(weights, Batch(images, data.labels[indices]), loss_key)
+        return loss_fn(weights, Batch(images, all_labels[indices], done), loss_key)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def take_step(leaves, data, rows, first):
-        loss = functools.partial(batch_loss, data)
+        state = jax.tree.unflatten(treedef, leaves)
+        done = state.step.astype(np.float32) / np.float32(num_steps)
+        loss = functools.partial(batch_loss, data, done)
         update = make_update(
             loss, optimizer, constrain=constrain, num_microbatches=num_microbatches
         )
-        state = jax.tree.unflatten(treedef, leaves)
         state, metrics = update(state, rows[state.step - first])
         return jax.tree.leaves(state), metrics
 

@@ -65,6 +65,15 @@ def test_overrides():
         ("jitter=0.1", "jitter is"),
         ("num_microbatches=3", "num_microbatches is 3"),
         ("noisy_loss=cohen", "noisy_loss is 'cohen'"),
+        ("loss=hinge", "loss is 'hinge'"),
+        ("margin=0.7", "margin is 0.7, which loss 'cross_entropy' does not have"),
+        ("offset=large", "offset is 'large', of the wrong type"),
+        ("offset=-1", "offset is -1"),
+        ("temperature=0", "temperature is 0"),
+        ("loss=certificate_regularized", "gamma is None; with loss 'certificate_regularized'"),
+        ("optimizer=lion", "optimizer is 'lion'"),
+        ("schedule=linear", "schedule is 'linear'"),
+        ("clip=-1", "clip is -1"),
     ],
 )
 def test_bad_assignments_are_named(assignment, word):
@@ -75,6 +84,33 @@ def test_bad_assignments_are_named(assignment, word):
 def test_a_noisy_loss_needs_noise():
     with pytest.raises(ValueError, match="noise is 0; with noisy_loss 'macer'"):
         configs.override(configs.load("digits"), ["noise=0", "noisy_loss=macer"])
+
+
+def test_another_loss_starts_from_its_own_options():
+    config = configs.override(configs.load("digits"), ["loss=logit_annealing", "beta=3"])
+    assert config.loss_options == configs.LOSSES["logit_annealing"] | {"beta": 3.0}
+    assert config.margin is None
+    assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
+    back = configs.override(config, ["loss=cross_entropy", "offset=None"])
+    assert back.loss_options == {"offset": 0.9, "temperature": 0.15}
+    same = configs.override(configs.load("mnist"), ["loss=cross_entropy"])
+    assert same == configs.load("mnist")  # the loss that it has keeps its options
+
+
+@pytest.mark.parametrize("loss", configs.LOSSES)
+def test_a_loss_refuses_the_options_of_others(loss):
+    own = dict.fromkeys(configs.LOSSES[loss], 0.3)
+    assert configs.RunConfig(loss=loss, **own).loss_options == own
+    for other in set(configs.LOSS_OPTIONS) - set(own):
+        with pytest.raises(ValueError, match=f"{other} is 0.3, which loss '{loss}' does not have"):
+            configs.RunConfig(loss=loss, **own, **{other: 0.3})
+
+
+def test_a_loss_of_certificates_needs_a_bound_and_is_no_smoothed_one():
+    with pytest.raises(ValueError, match="loss is 'emma', which needs a network with a Lipschitz"):
+        configs.override(configs.load("smooth_digits"), ["loss=emma"])
+    with pytest.raises(ValueError, match="noisy_loss is 'macer' and loss is 'multi_margin'"):
+        configs.override(configs.load("smooth_digits"), ["loss=multi_margin", "noisy_loss=macer"])
 
 
 def test_unknown_config_and_run_are_named(tmp_path):
