@@ -4,8 +4,9 @@ command: python -m experiments.train cifar10_s --data-dir DIR
          python -m experiments.certify runs/cifar10_s --data-dir DIR
 time:    29 images/s on 2 CPU cores, 29 minutes an epoch; the published runs took GPUs
 result:  epochs=1: 52.2 % clean, certified 40.6 % at 36/255, 30.8 % at 72/255, 22.4 % at 108/255,
-         4.4 % at 1 (forward passes over the test split, no attack). Published for 1000 epochs:
-         71.2 % clean, certified 62.6 % at 36/255, 53.8 % at 72/255, 45.3 % at 108/255, 20.4 % at 1
+         4.4 % at 1 (forward passes over the test split, no attack). Published for 1000
+         epochs: certified 62.6 % at 36/255 (in an issue of the authors' code), of the first version,
+         whose layers were not quite 1-Lipschitz. No source was at hand to check the other figures in.
 """
 
 from experiments.config import RunConfig
