@@ -1,6 +1,7 @@
 """From a config to the pieces of a run: data, network, loss and augmentation."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,22 @@ def _split(split, seed, **named):
 def network(config: RunConfig) -> nnx.Module:
     """The network with its initial parameters."""
     return NETWORKS[type(config.model)](config.model, rngs=nnx.Rngs(config.seed))
+
+
+def mesh(config: RunConfig) -> jax.sharding.Mesh | None:
+    """The devices of this process, if there are several and each gets as much of a batch; else None."""
+    devices = jax.local_devices()
+    if len(devices) == 1 or config.batch_size % (len(devices) * config.num_microbatches):
+        return None
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((len(devices),), ("data",), axis_types=auto, devices=devices)
+
+
+def constraint(mesh: jax.sharding.Mesh | None):
+    """`params -> weights`; devices that train together share the work."""
+    if mesh is None:
+        return nn.constrain
+    return functools.partial(nn.constrain, mesh=mesh, axis=mesh.axis_names[0])
 
 
 def optimizer(config: RunConfig, num_steps: int) -> optax.GradientTransformation:

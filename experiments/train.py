@@ -43,9 +43,10 @@ def main(arguments=None) -> Path:
 
 def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
     """Trains the network of a config into a run directory."""
+    import jax
+
     from experiments import setup
     from experiments.loops import supervised
-    from lipjax import nn
     from lipjax.data import num_steps
 
     started = time.time()
@@ -58,7 +59,13 @@ def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
             f"epochs is {config.epochs} and batch_size {config.batch_size}: {steps} steps; there "
             "must be fewer than 2^31."
         )
-    model = setup.network(config)
+    model, mesh = setup.network(config), setup.mesh(config)
+    devices = jax.local_device_count()
+    if devices > 1 and mesh is None:
+        print(
+            f"note: one of {devices} devices trains; for all of them batch_size, {config.batch_size}, "
+            f"must be a multiple of {devices * config.num_microbatches}"
+        )
     stored = configs.to_dict(config)
     options = dict(
         max_value=data.max_value,
@@ -67,9 +74,10 @@ def train(config: configs.RunConfig, run_dir: Path, data_dir=None) -> Path:
         batch_size=config.batch_size,
         seed=config.seed,
         run_dir=run_dir,
-        constrain=nn.constrain,
+        constrain=setup.constraint(mesh),
         augment=setup.augmentation(config),
         num_microbatches=config.num_microbatches,
+        mesh=mesh,
         config={name: value for name, value in stored.items() if name not in configs.MEASURED},
         description=stored,
         checkpoint_every=config.checkpoint_every,

@@ -2,8 +2,9 @@
 
 command: python -m experiments.train digits_bronet
          python -m experiments.certify runs/digits_bronet
-time:    TIME
-result:  RESULT
+time:    113 s of training on 2 CPU cores that other jobs shared
+result:  97.2 % clean, certified 93.9 % at 36/255, 87.5 % at 72/255, 75.3 % at 108/255, 66.9 % at
+         0.5, 5.6 % at 1. The settings are those of digits_liresnet, not tuned.
 """
 
 import dataclasses

@@ -1,12 +1,14 @@
 """Train a classifier on images: the whole loop, made to be copied and changed.
 
-The result is a function of the arguments alone. Neither `chunk` nor where the run was killed and
-resumed changes a bit of the parameters, of the optimizer or of the metrics. (The tests check that
-on CPUs; on GPUs XLA promises it with XLA_FLAGS=--xla_gpu_deterministic_ops=true.)
+The result is a function of the arguments alone, and the same for every `mesh` up to rounding. Neither
+`chunk` nor where the run was killed and resumed changes a bit of the parameters, of the optimizer or
+of the metrics. (The tests check that on CPUs; on GPUs XLA promises it with
+XLA_FLAGS=--xla_gpu_deterministic_ops=true.)
 
 What keeps it fast: the images move to the device once, as bytes, and a step gathers its batch
 there; the host talks to the device once a chunk of steps; and the state crosses the border of the
-jitted step as a flat list of arrays, which costs a tenth of what a Flax module costs.
+jitted step as a flat list of arrays, which costs a tenth of what a Flax module costs. With a mesh,
+every device computes its part of each batch; parameters and data lie on all of them.
 """
 
 import contextlib
@@ -20,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.output import write
 from lipjax import _checks
@@ -61,6 +64,7 @@ def train(
     constrain=None,
     augment=None,
     num_microbatches=1,
+    mesh=None,
     config=None,
     description=None,
     resume=True,
@@ -84,6 +88,8 @@ def train(
         constrain: `params -> weights`, evaluated once a step.
         augment: `(key, image) -> image` for one float image in [0, 1].
         num_microbatches: Parts of the batch that are computed one after the other.
+        mesh: Devices, along one axis, that compute parts of every batch; None for the default device.
+            A run may go on with another mesh.
         config: What else defines the run, a dict that JSON can hold. Together with the data and
             the arguments above it is stored in the checkpoints and compared on resuming.
         description: A dict that is written to `run_dir/config.json` before the first step.
@@ -101,6 +107,9 @@ def train(
     """
     _check_split(split, batch_size)
     _checks.integer(1, num_steps=num_steps, log_every=log_every, chunk=chunk)
+    _checks.integer(1, num_microbatches=num_microbatches)
+    _check_mesh(mesh, batch_size, num_microbatches)
+    everywhere, of_rows = _shardings(mesh)
     run_dir = Path(run_dir)
     config = (config or {}) | {
         "num_steps": num_steps,
@@ -112,9 +121,9 @@ def train(
         "data_checksum": _checksum(split),
     }
     key = jax.random.fold_in(jax.random.key(seed), _STREAM)
-    state = init_state(key, params, optimizer)
+    state = jax.device_put(init_state(key, params, optimizer), everywhere)
     treedef = jax.tree.structure(state)
-    data = jax.device_put((split.images, np.asarray(split.labels, np.int32)))
+    data = jax.device_put((split.images, np.asarray(split.labels, np.int32)), everywhere)
 
     def batch_loss(data, done, weights, indices, key):
         all_images, all_labels = data
@@ -124,7 +133,7 @@ def train(
             images = jax.vmap(augment)(jax.random.split(augment_key, len(indices)), images)
         return loss_fn(weights, Batch(images, all_labels[indices], done), loss_key)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=everywhere)
     def take_step(leaves, data, rows, first):
         state = jax.tree.unflatten(treedef, leaves)
         done = state.step.astype(np.float32) / np.float32(num_steps)
@@ -138,7 +147,8 @@ def train(
     def rows_from(step):
         sizes = {"num_examples": len(split.labels), "batch_size": batch_size}
         rows = [batch_indices(seed, t, **sizes) for t in range(step, step + chunk)]
-        return jax.device_put((np.stack(rows).astype(np.int32), np.int32(step)))
+        rows = jax.device_put(np.stack(rows).astype(np.int32), of_rows)
+        return rows, jax.device_put(np.int32(step), everywhere)
 
     jax.eval_shape(take_step, jax.tree.leaves(state), data, *rows_from(0))  # errors, before a file
 
@@ -230,6 +240,26 @@ def _next_multiple(step, every):
 def _checksum(split) -> int:
     labels = zlib.crc32(np.ascontiguousarray(split.labels))
     return zlib.crc32(np.ascontiguousarray(split.images), labels)
+
+
+def _shardings(mesh):
+    """Of what lies on every device, and of the indices `[chunk, batch]`."""
+    if mesh is None:
+        return None, None
+    (axis,) = mesh.axis_names
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, axis))
+
+
+def _check_mesh(mesh, batch_size, num_microbatches):
+    if mesh is None:
+        return
+    if len(mesh.axis_names) != 1:
+        raise ValueError(f"mesh has the axes {mesh.axis_names}; it must have one.")
+    if batch_size % (mesh.size * num_microbatches):
+        raise ValueError(
+            f"mesh has {mesh.size} devices, batch_size is {batch_size} and num_microbatches is "
+            f"{num_microbatches}; the product of the first and the last must divide batch_size."
+        )
 
 
 def _check_split(split, batch_size):
