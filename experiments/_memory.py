@@ -9,10 +9,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
 def keep_freed_memory() -> bool:
     """Lets the GNU C library keep freed memory for the next request; does nothing elsewhere.
 
-    By itself it maps every large array anew and gives it back when it is freed. Each page of it
-    then costs a fault at its first use, which on CPUs was measured to take up to two thirds of a
-    training step. Call it before the first computation, in programs and not in libraries: it holds
-    for the whole process, whose memory then stays at its peak.
+    By itself it maps every large array anew and gives it back when it is freed, and each page of it
+    costs a fault at its first use: on CPUs 80,000 in a training step of four convolutions of 48
+    channels on 128 images, a tenth of that when kept. Call it before the first computation, in
+    programs and not in libraries: it holds for the whole process, whose memory stays at its peak.
 
     Returns:
         Whether the C library does so now.

@@ -114,6 +114,15 @@ def test_every_loss_trains(loss, tmp_path):
     assert line["step"] == 2 and line["skipped"] == 0 and np.isfinite(line["loss"])
 
 
+@pytest.mark.parametrize("loss", ["emma", "multi_margin"])
+def test_losses_of_margins_learn_the_digits(loss, tmp_path):
+    options = [f"loss={loss}", *SHORT, "epochs=30", "batch_size=240", "noise=0", "affine=()"]
+    with jax.numpy_dtype_promotion("standard"):
+        run = train.main(["digits", *options, "--run-dir", str(tmp_path / "run")])
+    *_, last = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert last["accuracy"] > 0.85 and last["skipped"] == 0
+
+
 def test_the_loop_tells_the_loss_how_far_it_is(tmp_path, monkeypatch):
     seen = setup.loss
 
