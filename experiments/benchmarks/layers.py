@@ -12,6 +12,11 @@ Peers are named with the layer of theirs that does the same: the published layer
 from their formula, channels last. Then the whole network of size S on batches of 256 images, ours and
 those layers in PyTorch.
 
+Beside each peer stands the most that its time over ours could be: if all products of the layers
+themselves (forward and both gradients; of SLL also the Gram matrix, half of it, and one product for
+its gradient) ran at the speed of one large matrix product on this machine, the faster of JAX's and
+PyTorch's, and nothing else took any time. A method with fewer operations could do better.
+
 Then inference: the same stacks frozen, forward only, and the ordinary network of the same shape
 (`flax.nnx.Linear` or `Conv`, and the same activation; two of them around a ReLU and a skip for
 residual layers). Writes JSON.
@@ -84,16 +89,20 @@ def main(arguments=None) -> dict:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
     peers = _peers()
+    peak = _peak()
+    print(
+        f"one large matrix product: {', '.join(f'{k} {v / 1e9:.0f} GFLOP/s' for k, v in peak.items())}"
+    )
     rows = []
     for kind, makes in LAYERS.items():
         for name, make in makes.items():
             shape = _shape(kind, name)
             between = None if name in INSIDE else "max_min"
             module = nn.Stack(make, DEPTH, between=between, rngs=nnx.Rngs(0))
-            rows.append(_row(kind, name, module, peers, shape, args.rounds))
+            rows.append(_row(kind, name, module, peers, shape, args.rounds, peak))
     module = models.LipschitzConvNet("S", rngs=nnx.Rngs(0))
     shape = (NETWORK_BATCH, *module.config.image_shape)
-    rows.append(_row("network", "S", module, peers, shape, max(1, args.rounds // 2)))
+    rows.append(_row("network", "S", module, peers, shape, max(1, args.rounds // 2), peak))
     inference = []
     for kind, names in (
         ("dense", ("AOL", "Björck", "Cayley", "SLL", "CPL", "sandwich")),
@@ -113,6 +122,7 @@ def main(arguments=None) -> dict:
         "cpus": os.cpu_count(),
         "platform": selfcheck.describe_platform(),
         "versions": _versions(),
+        "peak_operations_per_second": peak,
         "rows": rows,
         "inference": inference,
     }
@@ -127,7 +137,7 @@ def _shape(kind, name):
     return (IMAGES, *IMAGE, CHANNELS if name in RESIDUAL else EVEN)
 
 
-def _row(kind, name, module, peers, shape, rounds) -> dict:
+def _row(kind, name, module, peers, shape, rounds, peak) -> dict:
     """Times one kind of layer beside its peers, and prints the line."""
     steps = {"lipjax": _ours(module, shape)}
     failed = {}
@@ -141,13 +151,63 @@ def _row(kind, name, module, peers, shape, rounds) -> dict:
             print(f"{peer} does not run here: {failed[peer]}")
     seconds = _timed(steps, rounds)
     times = {peer: s / seconds["lipjax"] for peer, s in seconds.items() if peer != "lipjax"}
+    least = _operations(kind, name) / max(peak.values())
+    most = {peer: seconds[peer] / least for peer in times} if least else {}
     print(
         f"{kind:<7} {name:<30} {shape[0] / seconds['lipjax']:9.1f} examples/s  "
-        + "  ".join(f"{peer}: {ratio:.2f} x" for peer, ratio in times.items()),
+        + "  ".join(
+            f"{peer}: {ratio:.2f} x" + (f" (at most {most[peer]:.1f})" if most else "")
+            for peer, ratio in times.items()
+        ),
         flush=True,
     )
     row = {"kind": kind, "layer": name, "examples": shape[0], "seconds": seconds}
+    row |= {"at_most": most} if most else {}
     return row | {"do_not_run_here": failed}
+
+
+def _operations(kind, name) -> float:
+    """Operations of the products that a training step cannot do without; 0 where not counted."""
+    if kind == "network":
+        config = models.SIZES[name]
+        size = config.image_shape[0] * config.image_shape[1]
+        convs = config.conv_depth * 2 * 9 * size * config.conv_width * config.conv_hidden
+        dense = config.dense_depth * 2 * config.features * config.dense_hidden
+        gram = config.dense_depth * (1 + 2) * config.features * config.dense_hidden**2
+        return 6 * NETWORK_BATCH * (convs + dense) + gram
+    if kind == "dense":
+        if name == "SLL":
+            return DEPTH * (12 * BATCH * WIDTH**2 + (1 + 2) * WIDTH**3)
+        return DEPTH * 6 * BATCH * WIDTH**2 if name == "AOL" else 0
+    if name in ("SOC", "Cayley", "reflector", "sandwich"):  # no single convolution of 3 x 3
+        return 0
+    pixels = IMAGES * SIZE**2
+    if name in RESIDUAL:
+        hidden = CHANNELS if name == "SLL, as many hidden channels" else HIDDEN
+        return DEPTH * 12 * pixels * 9 * CHANNELS * hidden
+    return DEPTH * 6 * pixels * 9 * EVEN**2
+
+
+def _peak() -> dict:
+    """Operations a second of one large matrix product, the best of ten."""
+    size = 2048
+    a = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
+    ours = jnp.asarray(a)
+    products = {"jax": jax.jit(lambda: ours @ ours)}
+    if _installed("torch"):
+        import torch
+
+        theirs = torch.from_numpy(a)
+        products["torch"] = lambda: theirs @ theirs
+    best = {}
+    for name, product in products.items():
+        times = []
+        for _ in range(10):
+            start = time.perf_counter()
+            jax.block_until_ready(product())
+            times.append(time.perf_counter() - start)
+        best[name] = 2 * size**3 / min(times[1:])
+    return best
 
 
 def _ours(module, shape):

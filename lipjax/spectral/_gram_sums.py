@@ -21,7 +21,7 @@ LARGE = 1024
 """From so many columns on the blocks are large enough to multiply at full speed."""
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def abs_gram_sums(matrix: Array, weights: Array) -> Array:
     """`sum_j |W^T W|_ij r_j` of `W = matrix [..., n, m]` and `r = weights [..., m]`, positive.
 
@@ -45,29 +45,32 @@ def _forward(matrix, weights):
     return jnp.concatenate(sums, axis=-1), signs
 
 
-def _saved(matrix, weights):
+@abs_gram_sums.defjvp
+def _derivative(primals, tangents):
+    matrix, weights = primals
     sums, signs = _forward(matrix, weights)
-    return sums, (matrix, weights, sums, signs)
+    scaling = tangents[1] / weights
+    # The checkpoint keeps the signs as they are for the backward pass, not as floats.
+    change = jax.checkpoint(_change)(signs, matrix, weights, tangents[0], scaling)
+    return sums, change - scaling * sums
 
 
-def _backward(saved, cotangent):
-    matrix, weights, sums, signs = saved
-    parts, scales, slopes = _split(matrix), _split(weights), _split(cotangent)
-    moved = [0.0] * len(parts)
+def _change(signs, matrix, weights, moved, scaling):
+    """How the sums change with the matrix, by products whose transposes are as few.
+
+    Weights times `exp(s)` are columns times `exp(s)`, and sums divided by it.
+    """
+    moved = moved + matrix * jnp.expand_dims(scaling, -2)
+    parts, scales, moves = _split(matrix), _split(weights), _split(moved)
+    changes = [0.0] * len(parts)
     for i, j in _pairs(parts):
-        outer = slopes[i][..., :, None] * scales[j][..., None, :]
-        outer = outer + scales[i][..., :, None] * slopes[j][..., None, :]
-        signed = signs[i, j].astype(matrix.dtype) * outer
-        moved[j] = moved[j] + matmul(parts[i], signed)
+        block = matmul(transpose(moves[i]), parts[j])
+        other = block if i == j else matmul(transpose(moves[j]), parts[i])
+        block = signs[i, j].astype(matrix.dtype) * (block + transpose(other))
+        changes[i] = changes[i] + einsum("...ij,...j->...i", block, scales[j])
         if i < j:
-            moved[i] = moved[i] + matmul(parts[j], transpose(signed))
-    moved = jnp.concatenate(moved, axis=-1)
-    # sum_i |G|_ij c_i, from W_j . dW_j = r_j sum_i |G|_ij c_i + c_j sum_i |G|_ij r_i.
-    along = jnp.sum(matrix * moved, axis=-2)
-    return moved, (along - cotangent * sums) / weights
-
-
-abs_gram_sums.defvjp(_saved, _backward)
+            changes[j] = changes[j] + einsum("...ij,...i->...j", block, scales[i])
+    return jnp.concatenate(changes, axis=-1)
 
 
 def _count(matrix) -> int:

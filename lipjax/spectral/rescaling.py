@@ -89,8 +89,8 @@ def rescale(
         ValueError: for a wrong rank, an empty axis, a dtype other than float32 and float64,
             `log_q` of the wrong length, or an unknown side.
 
-    Gradients: reverse mode, any order; forward mode from `num_iters=2` on. With `tighten` the first
-    order only: the second is an error.
+    Gradients: forward and reverse mode, any order. With `tighten` the first order only: the second is an
+    error.
 
     Example:
         >>> import jax, jax.numpy as jnp

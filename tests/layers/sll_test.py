@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipjax.layers import cpl, sll
+from lipjax.layers import aol, cpl, sll
 from tests import oracles
 
 RNG = np.random.default_rng(0)
@@ -149,3 +149,22 @@ def test_jitted_steps_of_tiny_kernels_are_no_longer_than_eager_ones(module, conv
         scaled = np.float64(weights.kernel) * np.sqrt(np.float64(weights.step) / 2)
         matrix = oracles.conv_matrix(scaled, 5, padding="zero") if conv else scaled
         assert oracles.norm(matrix) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("module", [sll, aol])
+def test_forward_mode_through_a_dense_constraint(module):
+    """Generalized Gauss-Newton products take it."""
+    params = module.init_dense(jax.random.key(0), 5, 4)
+    params = params._replace(kernel=jax.random.normal(jax.random.key(1), (5, 4)))
+    x, v = jnp.linspace(-1, 1, 5), jnp.linspace(1, 2, 4 if module is aol else 5)
+
+    def scalar(params):
+        return jnp.vdot(module.apply_dense(module.constrain_dense(params), x), v)
+
+    direction = jax.tree.map(jnp.cos, params)
+    forward = jax.jvp(scalar, (params,), (direction,))[1]
+    reverse = sum(
+        map(jnp.vdot, jax.tree.leaves(jax.grad(scalar)(params)), jax.tree.leaves(direction))
+    )
+    np.testing.assert_allclose(forward, reverse, rtol=1e-5)
+    assert abs(float(forward)) > 0.1

@@ -294,6 +294,12 @@ def test_gram_sums_in_blocks_are_those_of_the_whole_matrix(shape, monkeypatch):
     for got, expected in zip(pulled(_gram_sums.abs_gram_sums), pulled(plain_sums)):
         np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-4)
 
+    def pushed(fn):
+        return jax.jvp(fn, (matrix, weights), (jnp.cos(matrix), jnp.sin(weights)))
+
+    for got, expected in zip(pushed(_gram_sums.abs_gram_sums), pushed(plain_sums)):
+        np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-4)
+
     def turned(fn):
         def slope(matrix):
             return jax.grad(lambda m: jnp.vdot(fn(m, weights), cotangent))(matrix)
