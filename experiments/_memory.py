@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
 
     By itself it maps every large array anew and gives it back when it is freed, and each page of it
     costs a fault at its first use: on CPUs 80,000 in a training step of four convolutions of 48
-    channels on 128 images, a tenth of that when kept. Call it before the first computation, in
+    channels on 128 images, a fifth of that or less when kept. Call it before the first computation, in
     programs and not in libraries: it holds for the whole process, whose memory stays at its peak.
 
     Returns:
