@@ -27,7 +27,7 @@ from experiments import draws, mixed, output
 from experiments.smooth import fingerprint
 from lipjax import selfcheck
 from lipjax.data import batch_indices, num_steps
-from lipjax.smoothing import curves, hybrid, multiclass, sampling
+from lipjax.smoothing import curves, gaussian, hybrid, multiclass, sampling
 from lipjax.smoothing.kernels import Categorical, Mask
 from lipjax.smoothing.log import ESTIMATION, SELECTION, CountLog
 from lipjax.smoothing.noise import Gaussian, IntegerGaussian, Product, Tokens
@@ -109,6 +109,7 @@ def run(config: configs.HybridConfig, run_dir: Path, data_dir=None) -> dict:
         budget: mean_radii(hybrid.certify(*votes, budget=budget, **options), labels[chosen])
         for budget in multiclass.BUDGETS
     }
+    budgets["one class"] = one_class_radii(*votes, labels=labels[chosen], **options)
     report = {
         "config": configs.to_dict(config),
         **{name: header[name] for name in ("weights", "data", "noise", "keys")},
@@ -286,6 +287,23 @@ def mean_radii(found: hybrid.HybridCertificate, labels) -> list[float]:
     """For every number of changed tokens, with 0 for a wrong class."""
     kept = found.radius * (found.prediction == labels)[:, None]
     return kept.mean(0).tolist()
+
+
+def one_class_radii(selection, estimation, *, labels, kernel, max_edits, **options) -> list[float]:
+    """As `mean_radii`, with all of alpha on one class that keeps more than half, as Cohen et al. do."""
+    found = gaussian.certify(selection, estimation, **options)
+    correct = np.argmax(selection, -1) == labels
+    return [
+        float(
+            np.mean(
+                correct
+                * hybrid.radius(
+                    found.info["p_lower"], kernel=kernel, num_edits=d, sigma=options["sigma"]
+                )
+            )
+        )
+        for d in range(max_edits + 1)
+    ]
 
 
 def rows(config, found: hybrid.HybridCertificate, correct) -> list[dict]:

@@ -11,7 +11,8 @@ from flax import nnx
 from experiments import config as configs
 from experiments import draws, hybrid, mixed, train
 from lipjax.smoothing import hybrid as certificates
-from lipjax.smoothing import sampling
+from lipjax.smoothing import gaussian, sampling
+from lipjax.smoothing.kernels import Mask
 from lipjax.smoothing.log import CountLog, stored_header
 
 SMALL = ["epochs=60", "hidden=16", "num_samples=1500", "sample_batch=500", "num_selection=50"]
@@ -88,6 +89,18 @@ def test_certifying_again_reads_the_log_and_writes_the_table(run_dir, energy_dir
     assert not {"labels", "radius", "prediction", "selfcheck"} & set(table)
     assert out.stat().st_size < 5000
     assert header["keys"] == "threefry2x32" and "IntegerGaussian(sigma=0.25" in header["noise"]
+
+
+def test_radii_of_one_class():
+    """By hand: without edits the radius of Cohen et al., with edits less; a wrong class gets nothing."""
+    kernel, options = Mask(0.9), dict(sigma=0.5, alpha=0.001)
+    votes = np.array([[10, 0], [0, 10]]), np.array([[990, 10], [100, 900]])
+    found = hybrid.one_class_radii(*votes, labels=[0, 0], kernel=kernel, max_edits=2, **options)
+    own = gaussian.certify(votes[0][0], votes[1][0], **options)
+    np.testing.assert_allclose(found[0], float(own.radius) / 2, rtol=1e-9)
+    edited = certificates.radius(own.info["p_lower"], kernel=kernel, num_edits=2, sigma=0.5)
+    assert 0 < found[2] < found[1] < found[0]
+    np.testing.assert_allclose(found[2], float(edited) / 2)
 
 
 def test_no_training_noise_certifies(monkeypatch):
