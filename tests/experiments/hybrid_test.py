@@ -10,8 +10,8 @@ from flax import nnx
 
 from experiments import config as configs
 from experiments import draws, hybrid, mixed, train
-from lipjax.smoothing import hybrid as certificates
 from lipjax.smoothing import gaussian, sampling
+from lipjax.smoothing import hybrid as certificates
 from lipjax.smoothing.kernels import Mask
 from lipjax.smoothing.log import CountLog, stored_header
 
