@@ -67,13 +67,13 @@ def _hybrid(kernel, *row):
 
 TABLE = {
     "gaussian": Row(gaussian.certify, (0.70, 0.915), (0.99, 0.99), 2),
-    "multiclass auto": _many("auto", (0.70, 0.846), (0.87, 0.88), 2),
+    "multiclass auto": _many("auto", (0.70, 0.915), (0.99, 0.99), 2),
     # Half of alpha is for bounds that fail together with the first where there are two classes.
     "multiclass weighted": _many("weighted", (0.39, 0.48), (0.49, 0.49), 4),
     "multiclass bonferroni": _many("bonferroni", (0.39, 0.48), (0.49, 0.49), 4),
     "multiclass partition": _many("partition", (0.39, 0.48), (0.49, 0.49), 4),
-    "hybrid mask": _hybrid(Mask(0.8), (0.70, 0.846), (0.87, 0.88), 2),
-    "hybrid uniform": _hybrid(Uniform(0.9, 3), (0.70, 0.846), (0.87, 0.88), 2),
+    "hybrid mask": _hybrid(Mask(0.8), (0.70, 0.915), (0.99, 0.99), 2),
+    "hybrid uniform": _hybrid(Uniform(0.9, 3), (0.70, 0.915), (0.99, 0.99), 2),
     # Exact for unanimous votes alone, elsewhere Chernoff's bound gives away most of alpha.
     "soft weighted kl": _soft("weighted", "kl", (0.313, 0.417), (0.067, 0.085), 8),
     "soft bonferroni kl": _soft("bonferroni", "kl", (0.313, 0.417), (0.067, 0.085), 8),
