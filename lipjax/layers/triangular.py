@@ -16,7 +16,15 @@ import jax.numpy as jnp
 from lipjax import _checks
 from lipjax._numerics import matmul
 from lipjax.layers import forms
-from lipjax.layers._explicit import Params, isometric, leading_one, one_by_one, upright, whitened
+from lipjax.layers._explicit import (
+    Params,
+    inverse_upper,
+    isometric,
+    leading_one,
+    one_by_one,
+    upright,
+    whitened,
+)
 from lipjax.layers.forms import Linear
 from lipjax.layers.forms import linear_bound as bound
 from lipjax.layers.forms import linear_dense as apply_dense
@@ -57,35 +65,26 @@ def freeze_dense(params: Params, *, method: str = "qr") -> Linear:
 
 @jax.custom_jvp
 def _orthonormal(w):
-    return _factors(w)[0]
+    q, r = _qr(w)
+    q = jnp.where(jnp.isfinite(w).all(), q, jnp.nan)  # LAPACK may leave a NaN out
+    sign = jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(w.dtype)
+    return q * jnp.broadcast_to(sign, q.shape)
 
 
 @_orthonormal.defjvp
 def _orthonormal_jvp(primals, tangents):
     (w,), (dw,) = primals, tangents
-    q, r = _factors(w)
+    q = _orthonormal(w)  # itself, so that the rule can be differentiated again
+    r = jnp.triu(matmul(q.T, w))
     diagonal = jnp.diagonal(r)
     least = 1e-6 * jnp.maximum(jnp.max(jnp.abs(diagonal)), 1e-6)
-    missing = jnp.maximum(least - jnp.abs(diagonal), 0)  # R has a diagonal of at least 0
-    moved = matmul(dw, _right_inverse(r + jnp.diag(missing)))
+    missing = jnp.maximum(least - diagonal, 0)  # R has a diagonal of at least 0
+    moved = matmul(dw, inverse_upper(r + jnp.diag(missing)))
     inside = matmul(q.T, moved)
     below = jnp.tril(inside, -1)
     return q, moved + matmul(q, below - below.T - inside)
 
 
 @one_by_one
-def _right_inverse(right):
-    eye = jnp.broadcast_to(jnp.eye(right.shape[-1], dtype=right.dtype), right.shape)
-    return jax.scipy.linalg.solve_triangular(right, eye)
-
-
-@one_by_one
 def _qr(w):
     return tuple(jnp.linalg.qr(w))
-
-
-def _factors(w):
-    q, r = _qr(w)
-    q = jnp.where(jnp.isfinite(w).all(), q, jnp.nan)  # LAPACK may leave a NaN out
-    sign = jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(w.dtype)
-    return q * jnp.broadcast_to(sign, q.shape), r * jnp.broadcast_to(sign[:, None], r.shape)

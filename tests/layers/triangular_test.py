@@ -38,6 +38,21 @@ def test_derivatives(method):
 
 
 @pytest.mark.parametrize("method", ["qr", "cholesky"])
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5)])
+def test_second_derivatives(method, shape):
+    def loss(w):
+        return (triangular.constrain_dense(params(w), method=method).kernel ** 3).sum()
+
+    with jax.enable_x64(True):
+        matrix, along = jnp.asarray(RNG.normal(size=(2, *shape)))
+        turned = jax.jit(jax.grad(lambda w: jnp.vdot(jax.grad(loss)(w), along)))(matrix)
+        ahead, behind = (jax.grad(loss)(matrix + step * along) for step in (1e-5, -1e-5))
+        np.testing.assert_allclose(turned, (ahead - behind) / 2e-5, rtol=1e-5, atol=1e-5)
+        twice = jax.jacrev(jax.jacrev(loss))(matrix)
+        np.testing.assert_allclose(jnp.tensordot(twice, along, 2), turned, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["qr", "cholesky"])
 @pytest.mark.parametrize("case", ["zero", "rank one", "zero column", "repeated column"])
 def test_singular_kernels(method, case):
     base = RNG.normal(size=(6, 4)).astype(np.float32)
