@@ -59,6 +59,19 @@ def one_key(**named) -> None:
             raise ValueError(f"{name} is {value!r}; it must be one key, as jax.random.key(0).")
 
 
+def array(**named) -> jax.Array:
+    """The value as JAX holds it: NumPy arrays, numbers and lists of them are welcome."""
+    ((name, value),) = named.items()
+    if isinstance(value, jax.Array):
+        return value
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is {value!r}; it must be an array, or numbers in lists of equal length."
+        ) from error
+
+
 def ranked(rank: int | Sequence[int], axes: str = "", **named) -> None:
     """Each array has `rank` axes (or one of several ranks); `axes` is the shape in words."""
     ranks = (rank,) if isinstance(rank, int) else tuple(rank)

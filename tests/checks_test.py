@@ -77,6 +77,14 @@ def test_arrays_are_named(call, message):
     assert error.match(message)
 
 
+def test_what_is_no_array_is_named():
+    for value in (None, "1", [[1.0], [2.0, 3.0]], [1.0, None], object()):
+        with pytest.raises(ValueError, match="^x is .*lists of equal length"):
+            _checks.array(x=value)
+    for value in (1.0, [[1.0, 2.0]], np.ones(2), jnp.ones(2)):
+        assert isinstance(_checks.array(x=value), jax.Array)
+
+
 def test_keys_of_both_kinds_pass_also_under_vmap():
     _checks.one_key(key=jax.random.key(0), raw=jax.random.PRNGKey(0))
     keys = jax.random.split(jax.random.key(0), 3)

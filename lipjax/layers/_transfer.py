@@ -45,6 +45,7 @@ def symbol(kernel: Array, input_size: int | Sequence[int]) -> Array:
 
 def multiply(weights: Transfer, x: Array) -> Array:
     """The convolution of `float[..., height, width, n]`, without its bias; linear in x."""
+    x = _checks.array(x=x)
     check(weights, x)
     height, width = x.shape[-3:-1]
     waves = jnp.fft.rfft2(x, axes=(-3, -2))
@@ -96,7 +97,7 @@ def norm_bound(kernel) -> float:
 
 def frozen(constrain, params):
     """`constrain(params)` in float64 on the host, rounded to the precision of the parameters."""
-    single = jax.tree.leaves(params)[0].dtype == jnp.float32
+    single = jnp.result_type(jax.tree.leaves(params)[0]) == jnp.float32
     exact = on_host_float64(constrain, params)
 
     def rounded(x):

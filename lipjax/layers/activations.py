@@ -86,6 +86,7 @@ def adjacent_max_min(x: Array) -> Array:
     >>> adjacent_max_min(jnp.array([1.0, 5.0, 3.0, 2.0])).tolist()
     [5.0, 1.0, 3.0, 2.0]
     """
+    x = _last_axis(x)
     half = x.shape[-1] // 2
     a, b = x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2]
     sorted_pairs = jnp.stack([jnp.maximum(a, b), jnp.minimum(a, b)], axis=-1)
@@ -105,6 +106,7 @@ def group_sort(x: Array, *, group_size: int = 2) -> Array:
     >>> group_sort(jnp.array([3.0, 1.0, 2.0, 4.0])).tolist()
     [1.0, 3.0, 2.0, 4.0]
     """
+    x = _last_axis(x)
     _checks.integer(1, group_size=group_size)
     if x.shape[-1] % group_size:
         raise ValueError(
@@ -123,6 +125,7 @@ def full_sort(x: Array) -> Array:
     >>> full_sort(jnp.array([3.0, 1.0, 2.0, 4.0])).tolist()
     [1.0, 2.0, 3.0, 4.0]
     """
+    x = _last_axis(x)
     return jnp.sort(x, axis=-1)
 
 
@@ -140,6 +143,7 @@ def beta_abs(x: Array, *, beta: float = 0.5) -> Array:
     >>> beta_abs(jnp.array([-1.0, 2.0, -3.0, -4.0])).tolist()
     [1.0, 2.0, -3.0, -4.0]
     """
+    x = _last_axis(x)
     _checks.within(0.0, 1.0, beta=beta)
     count = math.floor(beta * x.shape[-1] + 1e-6)
     return jnp.concatenate([jnp.abs(x[..., :count]), x[..., count:]], axis=-1)
@@ -174,6 +178,7 @@ def householder(x: Array, angles: Array) -> Array:
     >>> householder(jnp.array([5.0, 1.0, 3.0, 2.0]), jnp.full(2, jnp.pi / 2)).round(4).tolist()
     [3.0, 1.0, 5.0, 2.0]
     """
+    x = _last_axis(x)
     a, b, rest = _pairs(x)
     _check_angles(angles, (a.shape[-1],), x)
     sin, cos = (jnp.broadcast_to(f(angles / 2), a.shape) for f in (jnp.sin, jnp.cos))
@@ -217,6 +222,7 @@ def householder_order_2(x: Array, angles: Array) -> Array:
     >>> householder_order_2(jnp.array([-3.0, 4.0]), angles).round(4).tolist()
     [-3.0, 4.0]
     """
+    x = _last_axis(x)
     a, b, rest = _pairs(x)
     _check_angles(angles, (3, a.shape[-1]), x)
     circle = 2 * math.pi
@@ -273,8 +279,16 @@ def beta_abs_of(beta: float) -> Activation:
     return Activation(f"beta_abs({beta})", functools.partial(beta_abs, beta=beta), (-1.0, 1.0))
 
 
+def _last_axis(x):
+    """x as an array that has channels."""
+    x = _checks.array(x=x)
+    _checks.at_least_rank(1, "[..., channels]", x=x)
+    return x
+
+
 def _pairs(x):
     """Channels i, channels i + c/2, and an odd last one."""
+    x = _last_axis(x)
     half = x.shape[-1] // 2
     return x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from lipjax import _checks
-from lipjax.layers import _initializers, forms
+from lipjax.layers import _initializers, _parameters, forms
 from lipjax.layers.forms import Linear
 from lipjax.spectral.rescaling import (
     conv_dominating_diagonal,
@@ -57,12 +57,14 @@ def constrain_dense(params: Params, *, side: str = "auto") -> Linear:
     Guarantee: the kernel returned has norm at most 1 in exact arithmetic. Zero columns stay zero,
     with finite gradients. NaN in gives NaN out.
     """
+    params = _parameters.of_dense(Params, params)
     kernel = rescale(params.kernel, side=side)
     return Linear(kernel, params.bias, forms.witness(params.kernel, dominating_diagonal, side))
 
 
 def constrain_conv(params: Params, *, side: str = "auto") -> Linear:
     """As `constrain_dense`, for zero and circular padding, every stride and input size."""
+    params = _parameters.of_conv(Params, params)
     kernel = conv_rescale(params.kernel, side=side)
     return Linear(kernel, params.bias, forms.witness(params.kernel, conv_dominating_diagonal, side))
 

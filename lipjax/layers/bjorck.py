@@ -17,7 +17,7 @@ from jax import lax
 
 from lipjax import _checks
 from lipjax._numerics import matmul, safe_abs, safe_norm
-from lipjax.layers import forms, normalized
+from lipjax.layers import _parameters, forms, normalized
 from lipjax.layers._explicit import Params, adjoint, isometric, leading_one, upright
 from lipjax.layers.forms import Linear
 from lipjax.layers.forms import linear_bound as bound
@@ -50,8 +50,9 @@ def constrain_dense(params: Params, *, num_steps: int = 15) -> Linear:
     True
     """
     _checks.integer(0, num_steps=num_steps)
+    params = _parameters.of_dense(Params, params)
     if num_steps == 0:
-        return normalized.constrain_dense(Params(*params[:2]))
+        return normalized.constrain_dense(params)
 
     def steps(w):
         # An upper bound of the norm, tight for isometries, from the product of the first step.

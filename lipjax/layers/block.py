@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from lipjax import _checks
 from lipjax._numerics import einsum, matmul, on_host_float64
-from lipjax.layers import bjorck, forms
+from lipjax.layers import _parameters, bjorck, forms
 from lipjax.layers._convolution import add_bias, convolve
 from lipjax.layers.forms import Linear
 from lipjax.typing import Array, Bound
@@ -92,6 +92,7 @@ def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear | Strided:
     >>> weights.kernel.shape
     (3, 3, 4, 4)
     """
+    params = _parameters.of_conv(Params, params, 4)
     stride, _, rows, cols = params.kernel.shape
     flat = bjorck.Params(params.kernel.reshape(-1, cols), params.bias)
     last = bjorck.constrain_dense(flat, num_steps=num_steps).kernel
@@ -102,7 +103,9 @@ def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear | Strided:
     total = jnp.eye(rows, dtype=last.dtype)[None, None]
     for axis, factors in enumerate(params.factors):
         for factor in factors:
-            basis = bjorck.constrain_dense(bjorck.Params(factor, params.bias), num_steps=num_steps)
+            basis = bjorck.constrain_dense(
+                bjorck.Params(factor, jnp.zeros(factor.shape[1], factor.dtype)), num_steps=num_steps
+            )
             projection = matmul(basis.kernel, basis.kernel.T)
             rest = jnp.eye(rows, dtype=last.dtype) - projection
             near = einsum("ijnm,mk->ijnk", total, projection)
@@ -118,7 +121,7 @@ def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear | Strided:
 
 def linear_conv(weights: Linear | Strided, x: Array, *, padding: str = "zero") -> Array:
     """The convolution of `float[..., height, width, n]`, without its bias; linear in x."""
-    stride = stride_of(weights)
+    stride, x = stride_of(weights), _checks.array(x=x)
     if padding == "circular" and any(n % stride for n in x.shape[-3:-1]):
         raise ValueError(
             f"x has shape {x.shape}; with circular padding its height and width must be multiples of "

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from lipjax import _checks
 from lipjax._numerics import matmul, safe_norm, safe_reciprocal
-from lipjax.layers import _initializers, _transfer, forms
+from lipjax.layers import _initializers, _parameters, _transfer, forms
 from lipjax.layers._explicit import adjoint, bjorck_step, inverse, leading_one, upright
 from lipjax.layers._transfer import Transfer
 from lipjax.layers._transfer import apply as apply_conv
@@ -73,6 +73,7 @@ def constrain_dense(params: Params) -> Linear:
     >>> bool(abs(weights.kernel.T @ weights.kernel - jax.numpy.eye(3)).max() < 1e-5)
     True
     """
+    params = _parameters.of_dense(Params, params)
     return forms.linear(upright(_transformed, _scaled(params)), params.bias)
 
 
@@ -81,6 +82,7 @@ def constrain_conv(params: Params, *, input_size) -> Transfer:
 
     Guarantee: circular convolution of norm 1 up to rounding, as `constrain_dense`.
     """
+    params = _parameters.of_conv(Params, params, 4)
     symbol = _transfer.symbol(_scaled(params), input_size)
     return Transfer(upright(_transformed, symbol), params.bias)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lipjax import _checks
 from lipjax._numerics import over_square, power_of_two, round_down, safe_reciprocal
-from lipjax.layers import _initializers, forms
+from lipjax.layers import _initializers, _parameters, forms
 from lipjax.layers.forms import Residual
 from lipjax.spectral.conv import conv_gram_iteration
 from lipjax.spectral.gram import gram_iteration
@@ -58,7 +58,7 @@ def constrain_dense(params: Params, *, num_iters: int = 6, gradient: str = "norm
     of the norm itself, which costs no further product and has no second derivative (asking for one
     is an error); `gradient="bound"` has, as in `gram_iteration`.
     """
-    params = Params(*map(jnp.asarray, params))
+    params = _parameters.of_dense(Params, params)
     scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
     norm = gram_iteration(params.kernel / scale, num_iters=num_iters, gradient=gradient)
     return _constrain(params, norm, scale)
@@ -77,7 +77,7 @@ def constrain_conv(
     `padding="any"` holds for zero and circular padding at every size. For `"zero"` or `"circular"`
     with an `input_size` the norm is a little smaller and valid there alone.
     """
-    params = Params(*map(jnp.asarray, params))
+    params = _parameters.of_conv(Params, params)
     scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
     norm = conv_gram_iteration(
         params.kernel / scale,
@@ -127,6 +127,7 @@ def bound(weights: Residual) -> Bound:
 
 
 def _init(key, shape) -> Params:
+    _checks.one_key(key=key)
     kernel_key, bias_key = jax.random.split(key)
     return Params(
         kernel=_initializers.uniform_kernel(kernel_key, shape),

@@ -76,12 +76,14 @@ def linear_dense(weights: Linear, x: Array) -> Array:
 def product_dense(weights: Linear, x: Array) -> Array:
     """`x A` for `float[..., n]`."""
     check_made(weights, Linear)
+    x = _checks.array(x=x)
     _check_width(weights.kernel, x)
     return x @ weights.kernel
 
 
 def affine(weights, x: Array) -> Array:
     """`x kernel + bias` for `float[..., n]`, whatever the norm of the kernel."""
+    x = _checks.array(x=x)
     _check_width(weights.kernel, x)
     return add_bias(x @ weights.kernel, weights.bias)
 
@@ -94,13 +96,13 @@ def linear_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) 
 def product_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) -> Array:
     """`A * x` for `float[..., *spatial, n]`."""
     check_made(weights, Linear)
-    return convolve(x, weights.kernel, padding=padding, strides=strides)
+    return convolve(_checks.array(x=x), weights.kernel, padding=padding, strides=strides)
 
 
 def residual_dense(weights: Residual, x: Array, *, activation="relu") -> Array:
     """`x - s(x W + b) 2 T^-1 W^T` for `float[..., n]`."""
     check_made(weights, Residual)
-    s = activations.slope_restricted(activation)
+    s, x = activations.slope_restricted(activation), _checks.array(x=x)
     _check_width(weights.kernel, x)
     hidden = _stepped(s(add_bias(x @ weights.kernel, weights.bias)), weights.step)
     return x - hidden @ weights.kernel.T
@@ -111,7 +113,7 @@ def residual_conv(
 ) -> Array:
     """The residual form with a padded convolution and its exact adjoint."""
     check_made(weights, Residual)
-    s = activations.slope_restricted(activation)
+    s, x = activations.slope_restricted(activation), _checks.array(x=x)
     hidden = s(add_bias(convolve(x, weights.kernel, padding=padding), weights.bias))
     hidden = _stepped(hidden, weights.step)
     return x - adjoint(hidden, weights.kernel, x, padding=padding)
@@ -168,8 +170,11 @@ def residual_of(
     >>> residual_of(lambda x: x, jnp.array([1.0, -3.0]), jnp.zeros(2)).tolist()
     [-1.0, -3.0]
     """
-    s = activations.slope_restricted(activation)
-    hidden = s(add_bias(linear(x), bias))
+    s, x = activations.slope_restricted(activation), _checks.array(x=x)
+    hidden = linear(x)
+    _checks.ranked(1, "[m]", bias=bias)
+    _checks.axis_size(0, hidden.shape[-1], "one per output of linear", bias=bias)
+    hidden = s(add_bias(hidden, bias))
     (back,) = jax.linear_transpose(linear, x)(hidden)
     return x - 2 * back
 
@@ -323,7 +328,7 @@ def frozen(constrain, params):
     most what the proof allows and closer to it than any float32 computation can get.
     """
     exact = _numerics.on_host_float64(constrain, params)
-    dtype = jax.tree.leaves(params)[0].dtype
+    dtype = jnp.result_type(jax.tree.leaves(params)[0])
     return jax.tree.map(functools.partial(_towards_zero, dtype=dtype), exact)
 
 
@@ -336,13 +341,23 @@ def _towards_zero(x, dtype):
 
 
 def check_made(weights, form):
-    """That the weights are of that form: free parameters would void the guarantee without a word."""
+    """That the weights are of that form: free parameters would void the guarantee without a word.
+
+    Also that there is one bias and one step for each output.
+    """
     if not isinstance(weights, form):
         raise ValueError(
             f"weights is a {type(weights).__module__}.{type(weights).__name__}; it must be the "
             f"{form.__name__} that constrain or freeze makes of parameters, as in "
             "apply_dense(constrain_dense(params), x)."
         )
+    outputs = jnp.shape(weights.kernel)[-1:]
+    for name in ("bias", "step"):
+        shape = jnp.shape(getattr(weights, name, weights.bias))
+        if shape != outputs:
+            raise ValueError(
+                f"weights.{name} has shape {shape}; it must be {outputs}, one per output of the kernel."
+            )
 
 
 def _check_width(kernel, x):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lipjax import _checks
 from lipjax._numerics import power_of_two, safe_norm, safe_reciprocal
-from lipjax.layers import _initializers, forms
+from lipjax.layers import _initializers, _parameters, forms
 from lipjax.spectral.proved import proved_norm
 from lipjax.typing import Array, Bound
 
@@ -46,6 +46,7 @@ class Head(NamedTuple):
 def init_dense(key: Array, in_features: int, num_classes: int) -> Params:
     """Uniform kernel and bias in `+-1 / sqrt(in_features)`."""
     _checks.integer(1, in_features=in_features, num_classes=num_classes)
+    _checks.one_key(key=key)
     kernel_key, bias_key = jax.random.split(key)
     shape = (in_features, num_classes)
     return Params(
@@ -56,6 +57,7 @@ def init_dense(key: Array, in_features: int, num_classes: int) -> Params:
 
 def constrain_dense(params: Params) -> Head:
     """The weights: columns divided by their norms, up to rounding; zero columns stay zero."""
+    params = _parameters.of_dense(Params, params)
     largest = jnp.max(jnp.abs(params.kernel), axis=0, keepdims=True)
     kernel = params.kernel / jnp.broadcast_to(power_of_two(largest), params.kernel.shape)
     norms = safe_norm(kernel, axis=0, keepdims=True)

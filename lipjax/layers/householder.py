@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lipjax import _checks
 from lipjax._numerics import matmul, power_of_two, safe_norm, safe_reciprocal
-from lipjax.layers import forms
+from lipjax.layers import _parameters, forms
 from lipjax.layers._explicit import bjorck_step, inverse_upper, upright
 from lipjax.layers.forms import Linear
 from lipjax.layers.forms import linear_bound as bound
@@ -64,8 +64,11 @@ def constrain_dense(params: Params) -> Linear:
     >>> bool(abs(weights.kernel.T @ weights.kernel - jax.numpy.eye(3)).max() < 1e-5)
     True
     """
+    params = _parameters.of_dense(Params, params, outputs=None)
     rows, cols = params.inputs.shape[0], params.bias.shape[0]
-    v = jnp.asarray(params.kernel)
+    size = max(rows, cols)
+    _checks.axis_size(0, size, "the larger width", **{"params.kernel": params.kernel})
+    v = params.kernel
     largest = power_of_two(jnp.max(jnp.abs(v), axis=0, keepdims=True))
     v = v / jnp.broadcast_to(largest, v.shape)
     v = v * jnp.broadcast_to(safe_reciprocal(safe_norm(v, axis=0, keepdims=True)), v.shape)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from lipjax._numerics import unit_roundoff
-from lipjax.layers import _initializers, forms
+from lipjax.layers import _initializers, _parameters, forms
 from lipjax.layers._explicit import Params, isometric, leading_one
 from lipjax.layers.forms import Linear
 from lipjax.layers.forms import linear_bound as bound
@@ -63,6 +63,7 @@ def constrain_dense(
     >>> weights.kernel[0, 0].round(4).item()
     1.0
     """
+    params = _parameters.of_dense(Params, params)
     norm = norm or functools.partial(gram_iteration, num_iters=num_iters, gradient="norm")
     return _over(norm, params)
 
@@ -71,6 +72,7 @@ def constrain_conv(
     params: Params, *, norm: Callable[[Array], Array] | None = None, num_iters: int = 4
 ) -> Linear:
     """As `constrain_dense`; the default bound holds for zero and circular padding and every size."""
+    params = _parameters.of_conv(Params, params)
     norm = norm or functools.partial(
         conv_gram_iteration, padding="any", num_iters=num_iters, gradient="norm"
     )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from lipjax import _checks
 from lipjax._numerics import matmul, unit_roundoff
-from lipjax.layers import _initializers, _transfer, forms
+from lipjax.layers import _initializers, _parameters, _transfer, forms
 from lipjax.layers._explicit import Params, adjoint, bjorck_step, leading_one, whitened
 from lipjax.layers._transfer import Transfer
 from lipjax.layers._transfer import apply as apply_conv
@@ -65,6 +65,7 @@ def constrain_dense(params: Params) -> Linear:
     >>> bool(abs(weights.kernel.T @ weights.kernel - jax.numpy.eye(4)).max() < 1e-5)
     True
     """
+    params = _parameters.of_dense(Params, params, outputs=-2)
     return forms.linear(_reflect(leading_one(params.kernel)), params.bias)
 
 
@@ -73,6 +74,7 @@ def constrain_conv(params: Params, *, input_size) -> Transfer:
 
     Guarantee: circular convolution of norm at most 1 up to rounding, as `constrain_dense`.
     """
+    params = _parameters.of_conv(Params, params, 4, outputs=-2)
     symbol = _transfer.symbol(leading_one(params.kernel), input_size)
     return Transfer(_reflect(symbol), params.bias)
 

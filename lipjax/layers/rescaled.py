@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax import _checks
-from lipjax.layers import _initializers, forms
+from lipjax.layers import _initializers, _parameters, forms
 from lipjax.layers.forms import Linear
 from lipjax.spectral.rescaling import (
     conv_dominating_diagonal,
@@ -74,6 +74,7 @@ def constrain_dense(
     Guarantee: the kernel returned has norm at most 1 in exact arithmetic. Zero columns stay zero,
     with finite gradients. NaN in gives NaN out.
     """
+    params = _parameters.of_dense(Params, params)
     return _constrain(rescale, dominating_diagonal, params, num_iters, tighten, side)
 
 
@@ -81,6 +82,7 @@ def constrain_conv(
     params: Params, *, num_iters: int = 2, tighten: bool = False, side: str = "auto"
 ) -> Linear:
     """As `constrain_dense`, for zero and circular padding, every stride and input size."""
+    params = _parameters.of_conv(Params, params)
     return _constrain(conv_rescale, conv_dominating_diagonal, params, num_iters, tighten, side)
 
 

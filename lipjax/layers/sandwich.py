@@ -19,7 +19,7 @@ import numpy as np
 
 from lipjax import _checks
 from lipjax._numerics import safe_norm
-from lipjax.layers import _initializers, _transfer, activations, cayley, forms
+from lipjax.layers import _initializers, _parameters, _transfer, activations, cayley, forms
 from lipjax.layers._convolution import add_bias
 from lipjax.layers._transfer import Transfer
 from lipjax.layers.forms import Linear
@@ -78,12 +78,14 @@ def constrain_dense(params: Params) -> Sandwich:
     Guarantee: `A A^T + B B^T = I` up to rounding, about 1e-6; `bound` proves what these floats have.
     Finite gradients everywhere. NaN in gives NaN out.
     """
+    params = _parameters.of_dense(Params, params)
     weights = cayley.constrain_dense(cayley.Params(params.kernel, params.bias, params.scale))
     return of_contraction(weights, params.log_psi)
 
 
 def constrain_conv(params: Params, *, input_size) -> Sandwich:
     """As `constrain_dense`, for images of that size, one integer or (height, width)."""
+    params = _parameters.of_conv(Params, params, 4)
     weights = cayley.constrain_conv(
         cayley.Params(params.kernel, params.bias, params.scale), input_size=input_size
     )
@@ -132,8 +134,9 @@ def apply_dense(weights: Sandwich, x: Array, *, activation="relu") -> Array:
     >>> apply_dense(weights, jax.numpy.ones(4)).shape
     (3,)
     """
-    _check_made(weights)
+    forms.check_made(weights, Sandwich)
     upper, lower = halves(weights)
+    x = _checks.array(x=x)
     _check_width(lower, x)
     hidden = _inside(weights, x @ lower, activation)
     return math.sqrt(2) * (hidden @ upper.T)
@@ -144,7 +147,7 @@ def apply_conv(weights: Sandwich, x: Array, *, activation="relu") -> Array:
 
     Guarantee: as `apply_dense`.
     """
-    _check_made(weights)
+    forms.check_made(weights, Sandwich)
     upper, lower = halves(weights)
     bias = weights.bias
     hidden = _inside(weights, _transfer.multiply(Transfer(jnp.conj(lower), bias), x), activation)
@@ -154,8 +157,9 @@ def apply_conv(weights: Sandwich, x: Array, *, activation="relu") -> Array:
 
 def output_dense(weights: Sandwich, x: Array) -> Array:
     """The layer without its activation, `B x + b`: the last one of a network, for signed outputs."""
-    _check_made(weights)
+    forms.check_made(weights, Sandwich)
     _, lower = halves(weights)
+    x = _checks.array(x=x)
     _check_width(lower, x)
     return add_bias(x @ lower, weights.bias)
 
@@ -176,7 +180,7 @@ def bound(weights: Sandwich) -> Bound:
     The square of the norm of `[A^T; B^T]`: dividing A and B by that norm gives a 1-Lipschitz layer,
     whose input and output it then scales.
     """
-    _check_made(weights)
+    forms.check_made(weights, Sandwich)
     norm = _transfer.norm_bound(weights.kernel)
     usable = bool(np.isfinite(np.asarray(weights.log_psi)).all())
     return forms.upper_bound(weights, norm * norm if usable else math.inf)
@@ -198,14 +202,6 @@ def _inside(weights, product, activation):
 def psi(weights: Sandwich) -> Array:
     """The diagonal of Psi, `float[m]`."""
     return jnp.exp(jnp.clip(weights.log_psi, -LARGEST_LOG_PSI, LARGEST_LOG_PSI))
-
-
-def _check_made(weights):
-    if not isinstance(weights, Sandwich):
-        raise ValueError(
-            f"weights is a {type(weights).__name__}; it must be the Sandwich that constrain_dense or "
-            "of_contraction makes."
-        )
 
 
 def _check_width(lower, x):

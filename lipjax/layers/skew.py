@@ -19,7 +19,7 @@ import numpy as np
 
 from lipjax import _checks
 from lipjax._numerics import matmul, on_host_float64, power_of_two
-from lipjax.layers import _initializers, forms
+from lipjax.layers import _initializers, _parameters, forms
 from lipjax.layers._convolution import add_bias, convolve
 from lipjax.layers._explicit import Params, leading_one
 from lipjax.layers.forms import Linear
@@ -85,7 +85,8 @@ def constrain_dense(params: Params) -> Linear:
     >>> bool(abs(weights.kernel.T @ weights.kernel - jax.numpy.eye(3)).max() < 1e-5)
     True
     """
-    kernel = jnp.asarray(params.kernel)
+    params = _parameters.of_dense(Params, params)
+    kernel = params.kernel
     rows, cols = kernel.shape
     skew = _skew(kernel)
     scale = power_of_two(jnp.max(jnp.abs(skew)))
@@ -103,6 +104,7 @@ def constrain_conv(params: Params, *, num_iters: int = 4) -> Skew:
     circular padding and every size. A zero kernel gives the identity. NaN in gives NaN out. First
     derivatives only.
     """
+    params = _parameters.of_conv(Params, params)
     kernel = leading_one(params.kernel)
     norm = conv_gram_iteration(_skew(kernel), padding="any", num_iters=num_iters, gradient="norm")
     return Skew(kernel / jnp.where(norm == 0, 1, norm), params.bias)
@@ -112,6 +114,8 @@ def linear_conv(weights: Skew, x: Array, *, order: int = ORDER, padding: str = "
     """The convolution of `float[..., *spatial, n]`, without its bias; linear in x."""
     forms.check_made(weights, Skew)
     _checks.integer(1, order=order)
+    x = _checks.array(x=x)
+    _checks.at_least_rank(weights.kernel.ndim - 1, "[..., *spatial, channels]", x=x)
     if x.shape[-1] != weights.kernel.shape[-2]:
         raise ValueError(
             f"x has shape {x.shape}; its last axis must have length {weights.kernel.shape[-2]}, the "

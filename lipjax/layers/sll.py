@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lipjax import _checks
 from lipjax._numerics import over_square, power_of_two, round_down, safe_reciprocal
-from lipjax.layers import _initializers, forms
+from lipjax.layers import _initializers, _parameters, forms
 from lipjax.layers.forms import Residual
 from lipjax.spectral.rescaling import conv_dominating_diagonal, dominating_diagonal
 from lipjax.typing import Array, Bound
@@ -55,12 +55,12 @@ def constrain_dense(params: Params) -> Residual:
     that `apply_dense` is 1-Lipschitz. A column of zeros has step 0: its unit is switched off, with
     finite gradients. NaN in gives NaN out.
     """
-    return _constrain(params, dominating_diagonal)
+    return _constrain(_parameters.of_dense(Params, params), dominating_diagonal)
 
 
 def constrain_conv(params: Params) -> Residual:
     """As `constrain_dense`, for zero and circular padding and every input size."""
-    return _constrain(params, conv_dominating_diagonal)
+    return _constrain(_parameters.of_conv(Params, params), conv_dominating_diagonal)
 
 
 def apply_dense(weights: Residual, x: Array, *, activation="relu") -> Array:
@@ -101,6 +101,7 @@ def bound(weights: Residual) -> Bound:
 
 
 def _init(key, shape) -> Params:
+    _checks.one_key(key=key)
     kernel_key, bias_key = jax.random.split(key)
     return Params(
         kernel=_initializers.xavier_normal(kernel_key, shape),
@@ -110,7 +111,6 @@ def _init(key, shape) -> Params:
 
 
 def _constrain(params, diagonal) -> Residual:
-    params = Params(*map(jnp.asarray, params))
     scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
     t = diagonal(params.kernel / scale, log_q=params.log_q)
     step = forms.representable(over_square(round_down(2 * safe_reciprocal(t), 2), scale))

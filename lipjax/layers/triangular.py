@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lipjax import _checks
 from lipjax._numerics import matmul
-from lipjax.layers import forms
+from lipjax.layers import _parameters, forms
 from lipjax.layers._explicit import (
     Params,
     inverse_upper,
@@ -54,6 +54,7 @@ def constrain_dense(params: Params, *, method: str = "qr") -> Linear:
     True
     """
     _checks.one_of(("qr", "cholesky"), method=method)
+    params = _parameters.of_dense(Params, params)
     make = _orthonormal if method == "qr" else functools.partial(whitened, eps=EPS)
     return forms.linear(upright(make, leading_one(params.kernel)), params.bias)
 

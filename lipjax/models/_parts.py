@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipjax import _checks, nn
+from lipjax.typing import Array
 
 CONTRACTIONS = ("aol", "rescaled", "spectral", "skew", "block", "cayley")
 """Convolutions that are contractions, between any numbers of channels."""
@@ -71,16 +72,22 @@ def check_input(config) -> tuple[int, int]:
 
 def entered(x, config):
     """Images minus the mean, with `pad` pixels of zeros around: both 1-Lipschitz."""
-    check_images(x, config.image_shape)
+    x = checked_images(x, config.image_shape)
     x = x - jnp.broadcast_to(jnp.asarray(config.mean, x.dtype), x.shape)
     return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(config.pad,) * 2] * 2 + [(0, 0)])
 
 
-def check_images(x, image_shape) -> None:
-    """An error unless x is a floating batch, or one, of such images."""
+def checked_images(x, image_shape) -> Array:
+    """x as JAX holds it (float64 NumPy images become float32 where it runs in 32 bits).
+
+    Raises:
+        ValueError: unless x is a floating batch, or one, of such images.
+    """
+    x = _checks.array(x=x)
     if x.shape[-3:] != image_shape or x.dtype not in (jnp.float32, jnp.float64):
         raise ValueError(
             f"x has shape {x.shape} and dtype {x.dtype}; it must be float32 with shape "
             f"[..., {', '.join(map(str, image_shape))}] and values in [0, 1]."
         )
     _checks.nonempty(x=x)
+    return x

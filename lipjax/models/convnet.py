@@ -226,7 +226,7 @@ class LipschitzConvNet(nnx.Module):
     def features(self, x: Array) -> Array:
         """Features `float[..., features]` of images in [0, 1]."""
         config = self.config
-        _parts.check_images(x, config.image_shape)
+        x = _parts.checked_images(x, config.image_shape)
         mean, std = (_per_channel(v, x) for v in (config.mean, config.std))
         x = (x - mean) / std
         if config.patch > 1:

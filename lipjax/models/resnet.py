@@ -84,6 +84,7 @@ def from_state_dict(arrays: Mapping[str, Array]) -> Callable[[Array], Array]:
     large = stem.shape[0] == 7
 
     def apply(x):
+        x = _checks.array(x=x)
         _checks.ranked(4, "[batch, height, width, channels]", x=x)
         _checks.axis_size(3, stem.shape[2], "the channels of conv1.weight", x=x)
         x = jax.nn.relu(_affine(_convolve(x, stem, 2 if large else 1), stem_norm))

@@ -35,7 +35,7 @@ class Constrained(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """The layer on a batch, `float[..., *shape]`."""
-        return self.apply(self.weights(), x)
+        return self.apply(self.weights(), _checks.array(x=x))
 
     def weights(self):
         """The weights, made of the parameters if they are not there yet."""
@@ -88,7 +88,12 @@ def key_of(rngs) -> Array:
         raise ValueError(
             f"rngs is {rngs!r}; it must be flax.nnx.Rngs of a seed, such as nnx.Rngs(0)."
         )
-    return rngs.params()
+    try:
+        return rngs.params()
+    except AttributeError as error:
+        raise ValueError(
+            f"rngs has the streams {list(rngs)}; it must have 'params' or 'default', as nnx.Rngs(0) has."
+        ) from error
 
 
 def take_params(**named):
@@ -270,6 +275,11 @@ class Stack(Constrained):
         rngs: nnx.Rngs,
     ):
         _checks.integer(1, depth=depth)
+        if isinstance(make, nnx.Module):
+            raise ValueError(
+                f"make is a {type(make).__name__}; it must be a function that builds one, as in "
+                f"lambda rngs: nn.{type(make).__name__}(..., rngs=rngs)."
+            )
         layers = [make(rngs) for _ in range(depth)]
         if not isinstance(layers[0], Constrained):
             raise ValueError(

@@ -56,6 +56,7 @@ def cross_entropy(
     >>> [round(float(cross_entropy(logits, 0, offset=offset)), 4) for offset in (0.0, 3.0)]
     [0.2395, 1.862]
     """
+    logits = _checked_example(logits, label)
     loss = temperature * _tempered(logits, label, offset, temperature)
     return _nan_unless_valid(loss, label, logits.shape[0])
 
@@ -82,7 +83,7 @@ def margin_loss(logits: Array, label: Array, *, margin: float = 0.7) -> Array:
     >>> round(float(margin_loss(jnp.array([1.0, 0.5, -1.0]), 0)), 4)
     0.0667
     """
-    _check_example(logits, label)
+    logits = _checked_example(logits, label)
     _checks.nonnegative(margin=margin)
     num_classes = logits.shape[0]
     right = jax.nn.one_hot(label, num_classes, dtype=logits.dtype)
@@ -126,7 +127,7 @@ def certificate_regularized(
     >>> [round(float(certificate_regularized(logits, 0, gamma=g, lipschitz=1.0)), 4) for g in (0, 0.1)]
     [0.2395, 0.0981]
     """
-    _check_example(logits, label)
+    logits = _checked_example(logits, label)
     _checks.nonnegative(gamma=gamma)
     constants = _pair_lipschitz(logits, label, lipschitz, head)
     gaps = logits[_clipped(label, logits.shape[0])] - logits
@@ -171,6 +172,7 @@ def binary_hkr(
     >>> [float(binary_hkr(jnp.float32(0.5), label)) for label in (0, 1)]
     [16.0, 4.0]
     """
+    score = _checks.array(score=score)
     _checks.ranked(0, "(one example: use jax.vmap for a batch)", score=score, label=label)
     _checks.real_floating(score=score)
     _check_label(label, 2)
@@ -223,11 +225,12 @@ def hkr(
     >>> round(float(hkr(jnp.array([2.0, 0.0, -1.0]), 0)), 4)
     0.8333
     """
-    _check_example(logits, label)
+    logits = _checked_example(logits, label)
     _checks.nonnegative(alpha=alpha, min_margin=min_margin)
     num_classes = logits.shape[0]
     if shares is None:
         shares = jnp.full(num_classes, 1 / num_classes, logits.dtype)
+    shares = _checks.array(shares=shares)
     _checks.ranked(1, "[num_classes]", shares=shares)
     _checks.axis_size(0, num_classes, "one per logit", shares=shares)
     _checks.within(0.0, 1.0, shares=shares)
@@ -274,7 +277,7 @@ def emma_logits(
     >>> [round(float(z), 4) for z in shifted]
     [0.0, -0.5858, 1.0141]
     """
-    _check_example(logits, label)
+    logits = _checked_example(logits, label)
     _checks.nonnegative(epsilon=epsilon)
     value = lipschitz.value if isinstance(lipschitz, Bound) else lipschitz
     _checks.within(0.0, float(jnp.finfo(logits.dtype).max), lipschitz=value)
@@ -347,6 +350,7 @@ def logit_annealing(
     [0.027, 0.0]
     """
     _checks.nonnegative(beta=beta)
+    logits = _checked_example(logits, label)
     # Rounding leaves entropies below 0 where logits are large.
     entropy = jnp.maximum(_tempered(logits, label, offset, temperature), 0)
     missing = -jnp.expm1(-jnp.where(entropy < 50, entropy, 50.0))  # 1 - p, and 1 beyond
@@ -356,8 +360,7 @@ def logit_annealing(
 
 
 def _tempered(logits, label, offset, temperature):
-    """`CE((logits - offset * onehot(label)) / temperature)`, with all checks."""
-    _check_example(logits, label)
+    """`CE((logits - offset * onehot(label)) / temperature)`."""
     _checks.nonnegative(offset=offset)
     _checks.positive(temperature=temperature)
     handicap = offset * jax.nn.one_hot(label, logits.shape[0], dtype=logits.dtype)
@@ -386,12 +389,15 @@ def _pair_lipschitz(logits, label, lipschitz, head):
     return scale * pair_constants(head, _clipped(label, logits.shape[0]), logits)
 
 
-def _check_example(logits, label) -> None:
+def _checked_example(logits, label) -> Array:
+    """The logits as JAX holds them."""
+    logits = _checks.array(logits=logits)
     _checks.ranked(1, "[num_classes] (one example: use jax.vmap for a batch)", logits=logits)
     _checks.nonempty(logits=logits)
     _checks.real_floating(logits=logits)
     _checks.ranked(0, "(one example: use jax.vmap for a batch)", label=label)
     _check_label(label, logits.shape[0])
+    return logits
 
 
 def _check_label(label, num_classes) -> None:

@@ -1,6 +1,7 @@
 """The networks: published sizes, bounds that hold, certificates that no attack breaks."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +152,18 @@ def test_bad_images_are_named():
     with pytest.raises(ValueError, match="config is 'XS'"):
         LipschitzConvNet("XS", rngs=nnx.Rngs(0))
     assert set(SIZES) >= {"S", "M", "L", "XL"}
+
+
+def test_images_of_lists_and_in_float64_are_taken_quietly():
+    model = LipschitzConvNet(SMALL, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).uniform(size=(2, 8, 8, 2))
+    expected = model(jnp.asarray(x, jnp.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(model(x), expected)
+    np.testing.assert_array_equal(model(x.tolist()), expected)
+    with pytest.raises(ValueError, match="x is None"):
+        model(None)
 
 
 def test_an_orthogonal_head_makes_all_logits_one_lipschitz():

@@ -149,6 +149,8 @@ def test_parameters_belong_to_one_module():
 
 
 def test_bad_depth_is_named():
+    with pytest.raises(ValueError, match="make is a SLLDense; it must be a function"):
+        nn.Stack(nn.SLLDense(4, 3, rngs=nnx.Rngs(0)), 2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="depth is 0"):
         stack(0)
 

@@ -77,6 +77,17 @@ def test_activation_modules():
     assert nn.FullSort()(x).tolist() == [[1.0, 2.0, 3.0, 4.0]]
 
 
+def test_lists_are_taken_and_what_has_no_channels_is_named():
+    for module in (nn.MaxMin(), nn.GroupSort(), nn.FullSort(), nn.Householder(2, rngs=nnx.Rngs(0))):
+        np.testing.assert_array_equal(module([2.0, 1.0]), module(jnp.array([2.0, 1.0])))
+        with pytest.raises(ValueError, match=r"x has shape \(\)"):
+            module(1.0)
+    layer = nn.SLLDense(4, 3, rngs=nnx.Rngs(0))
+    assert layer([[1.0, 2.0, 3.0, 4.0]]).shape == (1, 4)
+    with pytest.raises(ValueError, match="x is 'one'"):
+        layer("one")
+
+
 def test_linen_users_are_served_by_the_bridge():
     linen = nnx.bridge.to_linen(nn.SLLDense, 6, 4)
     x = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
@@ -91,6 +102,10 @@ def test_bad_options_are_refused_when_the_module_is_made():
         (lambda: nn.RescaledConv(4, 4, num_iters=0, rngs=rngs), "num_iters"),
         (lambda: nn.AOLConv(4, 4, strides=0, rngs=rngs), "strides"),
         (lambda: nn.GroupSort(0), "group_size"),
+        (
+            lambda: nn.SLLDense(4, 3, rngs=nnx.Rngs(dropout=0)),
+            r"rngs has the streams \['dropout'\]",
+        ),
     ):
         with pytest.raises(ValueError, match=word):
             make()

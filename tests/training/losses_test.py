@@ -496,6 +496,29 @@ def test_errors_name_the_argument(loss, logits, label, message):
         loss(logits, label)
 
 
+def test_lists_and_numbers_are_taken():
+    logits = [1.0, 2.0, 3.0]
+    for loss, options in (
+        (cross_entropy, {}),
+        (margin_loss, {}),
+        (hkr, {"shares": [0.2, 0.3, 0.5]}),
+        (logit_annealing, {}),
+        (emma, dict(epsilon=0.1, lipschitz=1.0)),
+        (certificate_regularized, dict(gamma=0.1, lipschitz=1.0)),
+    ):
+        arrays = {name: jnp.asarray(value) for name, value in options.items()}
+        np.testing.assert_allclose(
+            loss(logits, 0, **options), loss(jnp.array(logits), 0, **arrays), rtol=1e-6
+        )
+    assert binary_hkr(0.5, 1) == binary_hkr(jnp.float32(0.5), 1)
+    with pytest.raises(ValueError, match="logits has dtype int32"):
+        cross_entropy([1, 2, 3], 0)
+    with pytest.raises(ValueError, match="score has dtype int32"):
+        binary_hkr(1, 1)
+    with pytest.raises(ValueError, match="shares is .*must sum to 1"):
+        hkr(logits, 0, shares=[0.2, 0.3, 0.4])
+
+
 def test_options_are_checked():
     with pytest.raises(ValueError, match="temperature is 0"):
         cross_entropy(jnp.zeros(3), 0, temperature=0.0)
