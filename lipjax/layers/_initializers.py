@@ -15,6 +15,10 @@ def window(kernel_size, dims: int) -> tuple[int, ...]:
     return _checks.per_axis(dims, kernel_size=kernel_size)
 
 
+INITS = ("default", "published")
+"""What `init` may be, where the published start is not the one of this library."""
+
+
 def xavier_normal(key, shape):
     """Normal with variance `2 / (fan_in + fan_out)`, each fan counting the taps."""
     _checks.one_key(key=key)
@@ -27,6 +31,16 @@ def uniform_kernel(key, shape):
     _checks.one_key(key=key)
     limit = 1 / math.sqrt(math.prod(shape[:-1]))
     return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+
+
+def low_rank_kernel(key, shape):
+    """Uniform kernels of an eighth as many outputs as inputs, mixed by a random matrix."""
+    _checks.one_key(key=key)
+    uniform_key, mix_key = jax.random.split(key)
+    rank = max(1, shape[-2] // 8)
+    kernel = uniform_kernel(uniform_key, (*shape[:-1], rank))
+    mix = jax.random.normal(mix_key, (rank, shape[-1])) / math.sqrt(rank)
+    return (kernel.reshape(-1, rank) @ mix).reshape(shape)
 
 
 def uniform_bias(key, shape):

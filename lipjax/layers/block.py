@@ -41,18 +41,27 @@ class Params(NamedTuple):
 
 
 def init_conv(
-    key: Array, in_features: int, out_features: int, *, kernel_size: int = 3, stride: int = 1
+    key: Array, in_features: int, out_features: int, *, kernel_size=3, strides=1
 ) -> Params:
     """Random orthogonal matrices and projections on half of the channels, for images.
 
     Args:
         key: Random key.
-        in_features: Channels of the input, at least 2 unless `kernel_size` equals `stride`.
+        in_features: Channels of the input, at least 2 unless `kernel_size` equals `strides`.
         out_features: Channels of the output.
-        kernel_size: Taps per axis, at least `stride`.
-        stride: Step per axis.
+        kernel_size: Taps per axis, at least `strides`; one integer or two equal ones.
+        strides: Step per axis, one integer or two equal ones.
+
+    Returns:
+        `kernel: float[s, s, n, m]`, `factors: float[2, k - s, n, n // 2]`, `bias: float[m]`.
+
+    Raises:
+        ValueError: for sizes that are none, windows or steps that are not square, a window shorter than
+            the step, or a single channel.
     """
-    _checks.integer(1, in_features=in_features, out_features=out_features, stride=stride)
+    _checks.integer(1, in_features=in_features, out_features=out_features)
+    stride = _square(strides=strides)
+    kernel_size = _square(kernel_size=kernel_size)
     _checks.integer(stride, kernel_size=kernel_size)
     _checks.one_key(key=key)
     if in_features < 2 and kernel_size > stride:
@@ -85,7 +94,7 @@ def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear | Strided:
 
     Guarantee: norm at most 1 up to rounding, about 1e-6, for zero padding and every size, and for
     circular padding of sizes that the stride divides; `bound` proves what these floats have. A zero
-    kernel stays zero. Finite gradients everywhere. NaN in gives NaN out. First derivatives only.
+    kernel stays zero. Finite gradients everywhere. NaN in gives NaN out.
 
     >>> import jax
     >>> weights = constrain_conv(init_conv(jax.random.key(0), 4, 4))
@@ -165,6 +174,17 @@ def stride_of(weights: Linear | Strided) -> int:
         return weights.steps.shape[0]
     forms.check_made(weights, Linear)
     return 1
+
+
+def _square(**named) -> int:
+    """One integer, from one or two equal ones."""
+    ((name, value),) = named.items()
+    rows, cols = _checks.per_axis(2, **named)
+    if rows != cols:
+        raise ValueError(
+            f"{name} is {value}; a block-orthogonal convolution has the same on both axes."
+        )
+    return rows
 
 
 def _weights(kernel, bias, stride):

@@ -44,7 +44,11 @@ def init_conv(
 
 
 def constrain_dense(
-    params: Params, *, norm: Callable[[Array], Array] | None = None, num_iters: int = 6
+    params: Params,
+    *,
+    norm: Callable[[Array], Array] | None = None,
+    num_iters: int = 6,
+    gradient: str = "norm",
 ) -> Linear:
     """The weights of the layer, `kernel / norm(kernel)`.
 
@@ -54,9 +58,14 @@ def constrain_dense(
             estimate from below in its place the layer is not 1-Lipschitz; `bound` then says by how
             much, and `freeze_dense` divides by the bound whatever was used in training.
         num_iters: Gram products of the default.
+        gradient: Of the default; `"norm"` costs no further product and has no second derivative (asking
+            for one is an error), `"bound"` has, as in `gram_iteration`.
+
+    Returns:
+        `kernel: float[n, m]`, `bias: float[m]` and a witness.
 
     Guarantee: with an upper bound as `norm`, the kernel returned has norm at most 1. A zero kernel
-    stays zero, with finite gradients. NaN in gives NaN out. First derivatives only by default.
+    stays zero, with finite gradients. NaN in gives NaN out.
 
     >>> import jax.numpy as jnp
     >>> weights = constrain_dense(Params(2 * jnp.eye(3), jnp.zeros(3)))
@@ -64,17 +73,21 @@ def constrain_dense(
     1.0
     """
     params = _parameters.of_dense(Params, params)
-    norm = norm or functools.partial(gram_iteration, num_iters=num_iters, gradient="norm")
+    norm = norm or functools.partial(gram_iteration, num_iters=num_iters, gradient=gradient)
     return _over(norm, params)
 
 
 def constrain_conv(
-    params: Params, *, norm: Callable[[Array], Array] | None = None, num_iters: int = 4
+    params: Params,
+    *,
+    norm: Callable[[Array], Array] | None = None,
+    num_iters: int = 4,
+    gradient: str = "norm",
 ) -> Linear:
     """As `constrain_dense`; the default bound holds for zero and circular padding and every size."""
     params = _parameters.of_conv(Params, params)
     norm = norm or functools.partial(
-        conv_gram_iteration, padding="any", num_iters=num_iters, gradient="norm"
+        conv_gram_iteration, padding="any", num_iters=num_iters, gradient=gradient
     )
     return _over(norm, params)
 

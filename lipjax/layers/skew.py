@@ -71,7 +71,7 @@ def init_conv(
     return Params(kernel, jnp.zeros(out_features))
 
 
-def constrain_dense(params: Params) -> Linear:
+def constrain_dense(params: Params, *, gradient: str = "norm") -> Linear:
     """The weights of the layer: the first rows and columns of `exp((W - W^T) / 2)`.
 
     Zeros are appended to make W square. The skew matrix is scaled down to a norm of at most pi,
@@ -79,6 +79,8 @@ def constrain_dense(params: Params) -> Linear:
 
     Guarantee: norm 1 up to rounding, about 1e-6; `bound` proves what these floats have. A zero
     kernel gives the identity, cut to shape. Finite gradients everywhere. NaN in gives NaN out.
+    `gradient` is that of the norm: `"norm"` has no second derivative (asking for one is an error),
+    `"bound"` has, as in `gram_iteration`.
 
     >>> import jax
     >>> weights = constrain_dense(init_dense(jax.random.key(0), 4, 3))
@@ -91,22 +93,22 @@ def constrain_dense(params: Params) -> Linear:
     skew = _skew(kernel)
     scale = power_of_two(jnp.max(jnp.abs(skew)))
     skew = skew / scale
-    norm = gram_iteration(skew, gradient="norm")
+    norm = gram_iteration(skew, gradient=gradient)
     limit = jnp.pi / jnp.where(norm > 0, norm, 1)
     rotation = exponential(skew * jnp.minimum(scale, limit))
     return forms.linear(rotation[:rows, :cols], params.bias)
 
 
-def constrain_conv(params: Params, *, num_iters: int = 4) -> Skew:
+def constrain_conv(params: Params, *, num_iters: int = 4, gradient: str = "norm") -> Skew:
     """The weights of the convolution: the kernel over a bound on the norm of its skew part.
 
     Guarantee: with `apply_conv` of an order of 0 or 3 modulo 4, norm at most 1, for zero and
-    circular padding and every size. A zero kernel gives the identity. NaN in gives NaN out. First
-    derivatives only.
+    circular padding and every size. A zero kernel gives the identity. NaN in gives NaN out.
+    `gradient` as in `constrain_dense`.
     """
     params = _parameters.of_conv(Params, params)
     kernel = leading_one(params.kernel)
-    norm = conv_gram_iteration(_skew(kernel), padding="any", num_iters=num_iters, gradient="norm")
+    norm = conv_gram_iteration(_skew(kernel), padding="any", num_iters=num_iters, gradient=gradient)
     return Skew(kernel / jnp.where(norm == 0, 1, norm), params.bias)
 
 

@@ -35,17 +35,44 @@ class Params(NamedTuple):
     log_q: Array
 
 
-def init_dense(key: Array, features: int, hidden: int) -> Params:
-    """Xavier normal kernel, uniform bias, equal weights: for `float[..., features]`."""
+def init_dense(key: Array, features: int, hidden: int, *, init: str = "default") -> Params:
+    """Xavier normal kernel, uniform bias, and weights: for `float[..., features]`.
+
+    Args:
+        key: Random key.
+        features: Width of input and output, n.
+        hidden: Number of hidden units, m.
+        init: `"default"`, equal weights (`log_q` 0): the row sums of AOL, which no draw decides. Or
+            `"published"`, `log_q` standard normal. Fifteen layers of 64 features and 32 hidden units
+            leave 0.21 and 0.28 of the standard deviation of their input.
+
+    Returns:
+        `kernel: float[n, m]`, `bias: float[m]`, `log_q: float[m]`.
+
+    Raises:
+        ValueError: for sizes that are none, another `init`, or what is no key.
+    """
     _checks.integer(1, features=features, hidden=hidden)
-    return _init(key, (features, hidden))
+    return _init(key, (features, hidden), init)
 
 
-def init_conv(key: Array, channels: int, hidden: int, *, kernel_size=3, dims: int = 2) -> Params:
-    """As `init_dense`, for `float[..., *spatial, channels]` with `dims` spatial axes."""
+def init_conv(
+    key: Array,
+    channels: int,
+    hidden: int,
+    *,
+    kernel_size=3,
+    dims: int = 2,
+    init: str = "default",
+) -> Params:
+    """As `init_dense`, for `float[..., *spatial, channels]` with `dims` spatial axes.
+
+    Returns:
+        `kernel: float[*window, n, m]`, `bias: float[m]`, `log_q: float[m]`.
+    """
     window = _initializers.window(kernel_size, dims)
     _checks.integer(1, channels=channels, hidden=hidden)
-    return _init(key, (*window, channels, hidden))
+    return _init(key, (*window, channels, hidden), init)
 
 
 def constrain_dense(params: Params) -> Residual:
@@ -100,13 +127,17 @@ def bound(weights: Residual) -> Bound:
     return forms.residual_bound(weights)
 
 
-def _init(key, shape) -> Params:
+def _init(key, shape, init) -> Params:
+    _checks.one_of(_initializers.INITS, init=init)
     _checks.one_key(key=key)
     kernel_key, bias_key = jax.random.split(key)
+    log_q = jnp.zeros(shape[-1])
+    if init == "published":
+        log_q = jax.random.normal(jax.random.fold_in(key, 2), log_q.shape)
     return Params(
         kernel=_initializers.xavier_normal(kernel_key, shape),
         bias=_initializers.uniform_bias(bias_key, shape),
-        log_q=jnp.zeros(shape[-1]),
+        log_q=log_q,
     )
 
 

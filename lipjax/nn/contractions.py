@@ -19,6 +19,7 @@ from lipjax.layers import (
 )
 from lipjax.nn.constrained import Constrained, key_of
 from lipjax.nn.layers import _LinearConv, _LinearDense
+from lipjax.spectral.gram import GRADIENTS
 from lipjax.typing import Array, Bound
 
 
@@ -31,6 +32,7 @@ class SpectralDense(_LinearDense):
         norm: `kernel -> float[]` to divide by in training, by default `gram_iteration`. With an estimate
             from below, such as power iteration, training is not 1-Lipschitz; what `freeze` returns is.
         num_iters: Gram products of the default.
+        gradient: Of the default; `"norm"` is nearly free and has no second derivative, `"bound"` has.
         rngs: Random number generators.
     """
 
@@ -43,11 +45,13 @@ class SpectralDense(_LinearDense):
         *,
         norm: Callable[[Array], Array] | None = None,
         num_iters: int = 6,
+        gradient: str = "norm",
         rngs: nnx.Rngs,
     ):
         _checks.integer(1, num_iters=num_iters)
+        _checks.one_of(GRADIENTS, gradient=gradient)
         super().__init__(in_features, out_features, rngs=rngs)
-        self.options = {"norm": norm, "num_iters": num_iters}
+        self.options = {"norm": norm, "num_iters": num_iters, "gradient": gradient}
 
     def freeze_params(self, params):
         return normalized.freeze_dense(params)
@@ -62,6 +66,7 @@ class SpectralConv(_LinearConv):
         kernel_size: Window, one integer or two.
         norm: As in `SpectralDense`; the default holds for both paddings and every size.
         num_iters: Gram products of the default.
+        gradient: Of the default; `"norm"` is nearly free and has no second derivative, `"bound"` has.
         padding: `"zero"` or `"circular"`.
         strides: Step, one integer or two.
         rngs: Random number generators.
@@ -77,15 +82,17 @@ class SpectralConv(_LinearConv):
         *,
         norm: Callable[[Array], Array] | None = None,
         num_iters: int = 4,
+        gradient: str = "norm",
         padding: str = "zero",
         strides: int | tuple[int, int] = 1,
         rngs: nnx.Rngs,
     ):
         _checks.integer(1, num_iters=num_iters)
+        _checks.one_of(GRADIENTS, gradient=gradient)
         super().__init__(
             in_features, out_features, kernel_size, padding=padding, strides=strides, rngs=rngs
         )
-        self.options = {"norm": norm, "num_iters": num_iters}
+        self.options = {"norm": norm, "num_iters": num_iters, "gradient": gradient}
 
     def freeze_params(self, params):
         return normalized.freeze_conv(params)
@@ -116,12 +123,20 @@ class BjorckDense(_LinearDense):
 class CayleyDense(_LinearDense):
     """Orthonormal columns or rows by the Cayley transform; see `lipjax.layers.cayley`.
 
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        rngs: Random number generators.
+
     >>> import jax.numpy as jnp
     >>> CayleyDense(4, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 4))).shape
     (2, 3)
     """
 
     module = cayley
+
+    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs):
+        super().__init__(in_features, out_features, rngs=rngs)
 
 
 class HouseholderDense(_LinearDense):
@@ -152,15 +167,29 @@ class HouseholderDense(_LinearDense):
 
 
 class QRDense(_LinearDense):
-    """Orthonormal columns or rows by a QR factorization; see `lipjax.layers.triangular`."""
+    """Orthonormal columns or rows by a QR factorization; see `lipjax.layers.triangular`.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        rngs: Random number generators.
+    """
 
     module = triangular
+
+    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs):
+        super().__init__(in_features, out_features, rngs=rngs)
 
 
 class CholeskyDense(_LinearDense):
     """Nearly orthonormal columns or rows by a Cholesky factorization, as LiResNet has them.
 
     See `lipjax.layers.triangular`.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        rngs: Random number generators.
     """
 
     module = triangular
@@ -171,9 +200,26 @@ class CholeskyDense(_LinearDense):
 
 
 class SkewDense(_LinearDense):
-    """The exponential of a skew matrix; see `lipjax.layers.skew`."""
+    """The exponential of a skew matrix; see `lipjax.layers.skew`.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        gradient: Of the norm; `"norm"` is nearly free and has no second derivative, `"bound"` has.
+        rngs: Random number generators.
+    """
 
     module = skew
+
+    def __init__(
+        self, in_features: int, out_features: int, *, gradient: str = "norm", rngs: nnx.Rngs
+    ):
+        _checks.one_of(GRADIENTS, gradient=gradient)
+        super().__init__(in_features, out_features, rngs=rngs)
+        self.options = {"gradient": gradient}
+
+    def freeze_params(self, params):
+        return skew.freeze_dense(params)
 
 
 class ReflectorDense(_LinearDense):
@@ -200,8 +246,8 @@ class BCOPConv(Constrained):
     Args:
         in_features: Channels of the input, at least 2.
         out_features: Channels of the output.
-        kernel_size: Taps per axis, at least `stride`.
-        stride: Step per axis.
+        kernel_size: Taps per axis, at least `strides`; one integer or two equal ones.
+        strides: Step per axis, one integer or two equal ones.
         padding: `"zero"` or `"circular"`.
         rngs: Random number generators.
 
@@ -214,14 +260,14 @@ class BCOPConv(Constrained):
         self,
         in_features: int,
         out_features: int,
-        kernel_size: int = 3,
+        kernel_size: int | tuple[int, int] = 3,
         *,
-        stride: int = 1,
+        strides: int | tuple[int, int] = 1,
         padding: str = "zero",
         rngs: nnx.Rngs,
     ):
         _checks.one_of(("zero", "circular"), padding=padding)
-        options = {"kernel_size": kernel_size, "stride": stride}
+        options = {"kernel_size": kernel_size, "strides": strides}
         super().__init__(block.init_conv(key_of(rngs), in_features, out_features, **options))
         self.padding = padding
 
@@ -250,6 +296,7 @@ class SOCConv(Constrained):
         kernel_size: Window, odd, one integer or two.
         order: Terms of the series after the first: 3, 4, 7, 8, 11 or 12, which are contractions.
         padding: `"zero"` or `"circular"`.
+        gradient: Of the norm; `"norm"` is nearly free and has no second derivative, `"bound"` has.
         rngs: Random number generators.
 
     >>> import jax.numpy as jnp
@@ -265,18 +312,21 @@ class SOCConv(Constrained):
         *,
         order: int = skew.ORDER,
         padding: str = "zero",
+        gradient: str = "norm",
         rngs: nnx.Rngs,
     ):
         _checks.one_of((3, 4, 7, 8, 11, 12), order=order)
+        _checks.one_of(GRADIENTS, gradient=gradient)
         _checks.one_of(("zero", "circular"), padding=padding)
         super().__init__(
             skew.init_conv(key_of(rngs), in_features, out_features, kernel_size=kernel_size)
         )
         self.order = order
         self.padding = padding
+        self.gradient = gradient
 
     def constrain(self, params):
-        return skew.constrain_conv(params)
+        return skew.constrain_conv(params, gradient=self.gradient)
 
     def apply(self, weights, x):
         return skew.apply_conv(weights, x, order=self.order, padding=self.padding)

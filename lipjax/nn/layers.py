@@ -11,6 +11,7 @@ from flax import nnx
 from lipjax import _checks
 from lipjax.layers import _convolution, activations, aol, cpl, forms, head, rescaled, sll
 from lipjax.nn.constrained import Constrained, key_of
+from lipjax.spectral.gram import GRADIENTS
 from lipjax.spectral.rescaling import SIDES
 from lipjax.typing import Bound
 
@@ -20,13 +21,14 @@ class _ResidualDense(Constrained):
 
     module = sll
 
-    def __init__(self, features: int, hidden: int, *, activation="relu", rngs: nnx.Rngs):
+    def __init__(self, features, hidden, *, activation, init, rngs, **options):
         activations.slope_restricted(activation)
-        super().__init__(self.module.init_dense(key_of(rngs), features, hidden))
+        super().__init__(self.module.init_dense(key_of(rngs), features, hidden, init=init))
         self.activation = activation
+        self.options = options
 
     def constrain(self, params):
-        return self.module.constrain_dense(params)
+        return self.module.constrain_dense(params, **self.options)
 
     def apply(self, weights, x):
         return self.module.apply_dense(weights, x, activation=self.activation)
@@ -44,25 +46,18 @@ class _ResidualConv(Constrained):
     module = sll
 
     def __init__(
-        self,
-        channels: int,
-        hidden: int,
-        kernel_size: int | tuple[int, int] = 3,
-        *,
-        activation="relu",
-        padding: str = "zero",
-        rngs: nnx.Rngs,
+        self, channels, hidden, kernel_size, *, activation, padding, init, rngs, **options
     ):
         activations.slope_restricted(activation)
         _convolution.check_padding(padding)
-        super().__init__(
-            self.module.init_conv(key_of(rngs), channels, hidden, kernel_size=kernel_size)
-        )
+        initial = dict(kernel_size=kernel_size, init=init)
+        super().__init__(self.module.init_conv(key_of(rngs), channels, hidden, **initial))
         self.activation = activation
         self.padding = padding
+        self.options = options
 
     def constrain(self, params):
-        return self.module.constrain_conv(params)
+        return self.module.constrain_conv(params, **self.options)
 
     def apply(self, weights, x):
         return self.module.apply_conv(weights, x, activation=self.activation, padding=self.padding)
@@ -151,6 +146,7 @@ class SLLDense(_ResidualDense):
         features: Width of input and output.
         hidden: Number of hidden units.
         activation: One with slopes in [0, 1], see `lipjax.layers.activations`.
+        init: `"default"` or `"published"`, see `lipjax.layers.sll.init_dense`.
         rngs: Random number generators.
 
     Guarantee and reference: `lipjax.layers.sll`.
@@ -163,6 +159,17 @@ class SLLDense(_ResidualDense):
 
     module = sll
 
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        activation="relu",
+        init: str = "default",
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(features, hidden, activation=activation, init=init, rngs=rngs)
+
 
 class SLLConv(_ResidualConv):
     """SDP-based Lipschitz layer on images `float[..., height, width, channels]`.
@@ -173,6 +180,7 @@ class SLLConv(_ResidualConv):
         kernel_size: Window, one integer or two.
         activation: One with slopes in [0, 1].
         padding: `"zero"` or `"circular"`.
+        init: `"default"` or `"published"`, see `lipjax.layers.sll.init_dense`.
         rngs: Random number generators.
 
     Guarantee and reference: `lipjax.layers.sll`.
@@ -180,23 +188,85 @@ class SLLConv(_ResidualConv):
 
     module = sll
 
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        activation="relu",
+        padding: str = "zero",
+        init: str = "default",
+        rngs: nnx.Rngs,
+    ):
+        options = dict(activation=activation, padding=padding, init=init, rngs=rngs)
+        super().__init__(channels, hidden, kernel_size, **options)
+
 
 class CPLDense(_ResidualDense):
-    """Convex potential layer; arguments as `SLLDense`, guarantee in `lipjax.layers.cpl`.
+    """Convex potential layer on `float[..., features]`; the width stays.
 
-    The constraint has first derivatives only.
+    Args:
+        features: Width of input and output.
+        hidden: Number of hidden units.
+        activation: One with slopes in [0, 1], see `lipjax.layers.activations`.
+        init: `"default"` or `"published"`, see `lipjax.layers.cpl.init_dense`.
+        gradient: Of the norm; `"norm"` is nearly free and has no second derivative, `"bound"` has.
+        rngs: Random number generators.
+
+    Guarantee and reference: `lipjax.layers.cpl`.
     """
 
     module = cpl
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        activation="relu",
+        init: str = "default",
+        gradient: str = "norm",
+        rngs: nnx.Rngs,
+    ):
+        _checks.one_of(GRADIENTS, gradient=gradient)
+        options = dict(activation=activation, init=init, gradient=gradient, rngs=rngs)
+        super().__init__(features, hidden, **options)
 
 
 class CPLConv(_ResidualConv):
-    """Convex potential layer on images; arguments as `SLLConv`, guarantee in `lipjax.layers.cpl`.
+    """Convex potential layer on images `float[..., height, width, channels]`.
 
-    The constraint has first derivatives only.
+    Args:
+        channels: Channels of input and output.
+        hidden: Number of hidden channels.
+        kernel_size: Window, one integer or two.
+        activation: One with slopes in [0, 1].
+        padding: `"zero"` or `"circular"`.
+        init: `"default"` or `"published"`, see `lipjax.layers.cpl.init_dense`.
+        gradient: Of the norm; `"norm"` is nearly free and has no second derivative, `"bound"` has.
+        rngs: Random number generators.
+
+    Guarantee and reference: `lipjax.layers.cpl`.
     """
 
     module = cpl
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        kernel_size: int | tuple[int, int] = 3,
+        *,
+        activation="relu",
+        padding: str = "zero",
+        init: str = "default",
+        gradient: str = "norm",
+        rngs: nnx.Rngs,
+    ):
+        _checks.one_of(GRADIENTS, gradient=gradient)
+        options = dict(activation=activation, padding=padding, init=init, gradient=gradient)
+        super().__init__(channels, hidden, kernel_size, rngs=rngs, **options)
 
 
 class AOLDense(_LinearDense):

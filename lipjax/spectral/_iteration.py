@@ -84,7 +84,8 @@ def _differentiable_once(parts):
 def _refused(primals, tangents):
     raise ValueError(
         "gradient is 'norm', which has first derivatives only (as have enclosures, num_iters='auto' "
-        "and tighten=True); pass gradient='bound' for higher ones."
+        "and tighten=True); for higher ones pass gradient='bound', also to layers, an integer "
+        "num_iters and tighten=False."
     )
 
 

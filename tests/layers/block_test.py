@@ -40,7 +40,7 @@ def test_unequal_channels_are_isometries_or_projections(channels):
 @pytest.mark.parametrize("kernel_size,stride", [(2, 2), (3, 2), (4, 2), (3, 3)])
 def test_strided_kernels_are_orthogonal(kernel_size, stride):
     params = block.init_conv(
-        jax.random.key(0), 2, 2 * stride**2, kernel_size=kernel_size, stride=stride
+        jax.random.key(0), 2, 2 * stride**2, kernel_size=kernel_size, strides=stride
     )
     weights = block.constrain_conv(params)
     size = (2 * stride, 3 * stride)
@@ -57,7 +57,7 @@ def test_strided_kernels_are_orthogonal(kernel_size, stride):
 
 def test_sizes_that_the_stride_does_not_divide_are_refused_where_they_would_expand():
     weights = block.constrain_conv(
-        block.init_conv(jax.random.key(0), 2, 8, kernel_size=2, stride=2)
+        block.init_conv(jax.random.key(0), 2, 8, kernel_size=2, strides=2)
     )
     with pytest.raises(ValueError, match="multiples of the stride 2"):
         block.apply_conv(weights, jnp.ones((5, 4, 2)), padding="circular")
@@ -71,7 +71,7 @@ def test_sizes_that_the_stride_does_not_divide_are_refused_where_they_would_expa
 def test_strided_weights_keep_their_stride():
     """Applied without it they expand, so nothing takes them that would."""
     weights = block.constrain_conv(
-        block.init_conv(jax.random.key(0), 2, 8, kernel_size=2, stride=2)
+        block.init_conv(jax.random.key(0), 2, 8, kernel_size=2, strides=2)
     )
     assert block.apply_conv(weights, jnp.ones((4, 4, 2))).shape == (2, 2, 8)
     unstrided = operator(forms.linear(weights.kernel, weights.bias), (4, 4))
@@ -112,9 +112,11 @@ def test_gradients_are_finite_at_zero():
 @pytest.mark.parametrize(
     "options,word",
     [
-        (dict(kernel_size=1, stride=2), "kernel_size is 1"),
+        (dict(kernel_size=1, strides=2), "kernel_size is 1"),
         (dict(in_features=1), "in_features is 1"),
-        (dict(stride=0), "stride is 0"),
+        (dict(strides=0), "strides is 0"),
+        (dict(strides=(1, 2)), "strides is .1, 2.; .* same on both axes"),
+        (dict(kernel_size=(3, 5)), "kernel_size is .3, 5.; .* same on both axes"),
     ],
 )
 def test_bad_options_are_named(options, word):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lipjax.layers import cpl, sll
 from tests import oracles
@@ -71,6 +72,26 @@ def test_tiny_and_zero_kernels_stay_finite():
         kernel = np.float32(scale) * np.ones((4, 3), np.float32)
         y = cpl.apply_dense(cpl.constrain_dense(cpl.Params(kernel, jnp.zeros(3))), jnp.ones(4))
         assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_wide_layers_start_without_losing_the_signal(conv):
+    """Negative control: the published start, which takes nearly all of it away."""
+    kept = {}
+    for init in ("default", "published"):
+        x = start = RNG.normal(size=(32, 4, 4, 16) if conv else (256, 16)).astype(np.float32)
+        for i in range(10):
+            key = jax.random.key(i)
+            if conv:
+                weights = cpl.constrain_conv(cpl.init_conv(key, 16, 128, init=init))
+                x = cpl.apply_conv(weights, x)
+            else:
+                weights = cpl.constrain_dense(cpl.init_dense(key, 16, 128, init=init))
+                x = cpl.apply_dense(weights, x)
+        kept[init] = np.std(x, 0).mean() / np.std(start, 0).mean()
+    assert kept["published"] < 0.05 and kept["default"] > 0.3
+    narrow = [cpl.init_dense(jax.random.key(0), 16, 16, init=i).kernel for i in kept]
+    np.testing.assert_array_equal(*narrow)
 
 
 def test_parameters_of_numpy_are_taken_as_jax_holds_them():

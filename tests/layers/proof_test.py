@@ -39,7 +39,7 @@ ROWS = {
     "block conv": (block.apply_conv, made(block, "conv", 2, 3), (4, 4, 2), {}),
     "block strided": (
         block.apply_conv,
-        block.constrain_conv(block.init_conv(KEY, 2, 8, kernel_size=4, stride=2)),
+        block.constrain_conv(block.init_conv(KEY, 2, 8, kernel_size=4, strides=2)),
         (4, 6, 2),
         {"padding": "circular"},
     ),

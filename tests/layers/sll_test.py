@@ -106,6 +106,14 @@ def test_gradients_for_kernels_of_any_scale(scale):
     )
 
 
+def test_published_weights_are_standard_normal():
+    init = sll.init_dense(jax.random.key(0), 4, 1000, init="published")
+    assert abs(np.mean(init.log_q)) < 0.1 and abs(np.std(init.log_q) - 1) < 0.1
+    default = sll.init_dense(jax.random.key(0), 4, 1000)
+    assert not default.log_q.any()
+    np.testing.assert_array_equal(init.kernel, default.kernel)
+
+
 @pytest.mark.parametrize(
     "call,word",
     [

@@ -33,6 +33,7 @@ def test_what_does_not_fit_is_refused():
     rngs = nnx.Rngs(0)
     for make, word in (
         (lambda: nn.SOCConv(3, 3, order=5, rngs=rngs), "order is 5"),
+        (lambda: nn.BCOPConv(3, 3, (3, 1), rngs=rngs), "kernel_size is .3, 1."),
         (lambda: nn.SOCConv(3, 3, 2, rngs=rngs), "kernel_size is 2"),
         (lambda: nn.CayleyConv(3, 3, input_size=0, rngs=rngs), "input_size"),
         (lambda: nn.BjorckDense(3, 3, num_steps=-1, rngs=rngs), "num_steps"),
@@ -42,6 +43,16 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError, match=word):
             make()
+
+
+def test_block_convolutions_take_strides_and_pairs_as_the_others_do():
+    one, two = (
+        nn.BCOPConv(2, 8, size, strides=strides, rngs=nnx.Rngs(0))
+        for size, strides in ((3, 2), ((3, 3), (2, 2)))
+    )
+    x = RNG.normal(size=(1, 4, 4, 2)).astype(np.float32)
+    assert one(x).shape == (1, 2, 2, 8)
+    np.testing.assert_array_equal(one(x), two(x))
 
 
 def test_widths_may_be_named():

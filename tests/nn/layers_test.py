@@ -1,5 +1,7 @@
 """Flax modules: parameters and a call, the same numbers as the pure functions, no state."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +88,72 @@ def test_lists_are_taken_and_what_has_no_channels_is_named():
     assert layer([[1.0, 2.0, 3.0, 4.0]]).shape == (1, 4)
     with pytest.raises(ValueError, match="x is 'one'"):
         layer("one")
+
+
+KINDS = [
+    kind
+    for kind in vars(nn).values()
+    if isinstance(kind, type) and issubclass(kind, nn.Constrained) and kind is not nn.Constrained
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_signatures_are_the_class_s_own_with_rngs_last(kind):
+    parameters = inspect.signature(kind.__init__).parameters
+    assert kind.__init__.__qualname__ == f"{kind.__name__}.__init__"
+    assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+    if kind not in (nn.Chain, nn.ConvexMix, nn.Residual):
+        assert list(parameters)[-1] == "rngs"
+        with pytest.raises(
+            TypeError, match=f"^{kind.__name__}.*unexpected keyword argument 'colour'"
+        ):
+            kind(colour=1)
+
+
+@pytest.mark.parametrize(
+    "kind,published", [(nn.SLLDense, sll.init_dense), (nn.CPLDense, cpl.init_dense)]
+)
+def test_the_published_start_is_an_option(kind, published):
+    layer = kind(4, 32, init="published", rngs=nnx.Rngs(0))
+    expected = published(nnx.Rngs(0).params(), 4, 32, init="published")
+    for a, b in zip(layer.free.get_value(), expected):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="init is 'best'"):
+        kind(4, 32, init="best", rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    "make,shape",
+    [
+        (lambda **o: nn.CPLDense(4, 3, **o), (4,)),
+        (lambda **o: nn.CPLConv(2, 2, **o), (3, 3, 2)),
+        (lambda **o: nn.SpectralDense(4, 3, **o), (4,)),
+        (lambda **o: nn.SpectralConv(2, 2, **o), (3, 3, 2)),
+        (lambda **o: nn.SkewDense(4, 3, **o), (4,)),
+        (lambda **o: nn.SOCConv(2, 2, **o), (3, 3, 2)),
+    ],
+)
+def test_what_the_error_of_second_derivatives_says_can_be_done(make, shape):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+    def slope(layer):
+        return jax.grad(lambda x: (layer(x) ** 3).sum())(x)
+
+    def twice(layer):
+        first = jax.grad(lambda layer: (layer(x) ** 3).sum())
+        turned = jax.grad(lambda p: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(first(p))))
+        return jax.tree.leaves(turned(layer))
+
+    layer = make(rngs=nnx.Rngs(0))
+    assert np.isfinite(slope(layer)).all()
+    with pytest.raises(
+        ValueError, match="first derivatives only.*gradient='bound', also to layers"
+    ):
+        twice(layer)
+    found = twice(make(gradient="bound", rngs=nnx.Rngs(0)))
+    assert all(np.isfinite(leaf).all() for leaf in found)
+    with pytest.raises(ValueError, match="gradient is 'none'"):
+        make(gradient="none", rngs=nnx.Rngs(0))
 
 
 def test_linen_users_are_served_by_the_bridge():
