@@ -28,6 +28,21 @@ def contraction(
     return _CONV[kind](*channels, kernel_size, rngs=rngs, **options)
 
 
+def check_convolution(kind: str, channels: int, *kernel_sizes: int) -> None:
+    """An error for windows or channels that the convolution of that name does not have."""
+    for size in kernel_sizes:
+        if kind == "skew" and size % 2 == 0:
+            raise ValueError(
+                f"kernel_size is {size} and layer is 'skew'; its window must be odd, to have a "
+                "centre to be skew about."
+            )
+        if kind == "block" and size > 1 and channels < 2:
+            raise ValueError(
+                f"layer is 'block' and its convolutions have {channels} channel; its projections need "
+                "at least 2 (conv_width or width), or kernel_size=1."
+            )
+
+
 HEADS = {"normalized": nn.NormalizedHead, "orthogonal": nn.CayleyDense}
 """What reads the classes off: class vectors of norm 1, or orthonormal ones (features >= classes)."""
 

@@ -121,6 +121,8 @@ class ConvNetConfig:
                 f"conv_width is {self.conv_width}; it must be at least the "
                 f"{channels * self.patch**2} channels of the image after patching."
             )
+        if self.conv_depth:
+            _parts.check_convolution(self.layer, self.conv_width, self.kernel_size)
         if self.dense_width is not None:
             _checks.integer(1, dense_width=self.dense_width)
         for side in self.image_shape:

@@ -63,6 +63,8 @@ class LipConvNetConfig:
         channels = self.image_shape[2]
         if channels > self.width:
             raise ValueError(f"width is {self.width}; it must be at least the {channels} channels.")
+        if self.block_depth > 1:
+            _parts.check_convolution(self.layer, self.width, 3)
         _parts.check_head(self, self.features)
 
     @property

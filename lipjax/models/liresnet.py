@@ -65,6 +65,7 @@ class LiResNetConfig:
         for name in ("num_classes", "width", "depth", "patch", "dense_width", "dense_depth"):
             _checks.integer(1, **{name: getattr(self, name)})
         activations.one_lipschitz(self.activation)
+        _parts.check_convolution(self.layer, self.width, 3)
         _parts.check_head(self, self.dense_width)
         height, width = _parts.check_input(self)
         if height % (2 * self.patch) or width % (2 * self.patch):

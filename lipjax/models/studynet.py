@@ -71,6 +71,8 @@ class StudyNetConfig:
             raise ValueError(
                 f"width is {self.width}; it must be even and at least the {channels} channels."
             )
+        if self.blocks > 1:  # the last one's window is 1
+            _parts.check_convolution(self.layer, self.width, self.kernel_size)
         if self.num_classes > self.features:
             raise ValueError(
                 f"num_classes is {self.num_classes}; the network has only {self.features} outputs."

@@ -56,6 +56,20 @@ def test_equals_sll_where_both_diagonals_agree():
     np.testing.assert_allclose(a.step, b.step, rtol=1e-2)
 
 
+@pytest.mark.parametrize("signs", [False, True])
+def test_equals_sll_with_weights_of_perron(signs):
+    """Where `|W^T W|` is `W^T W` up to signs, its largest eigenvalue is the squared norm."""
+    kernel = np.abs(RNG.normal(size=(9, 5)))
+    vector = np.abs(np.linalg.eigh(kernel.T @ kernel)[1][:, -1])
+    if signs:
+        kernel = kernel * np.array([1, -1, 1, 1, -1])
+    with jax.enable_x64(True):
+        a = cpl.constrain_dense(cpl.Params(kernel, np.zeros(5)), num_iters=12)
+        b = sll.constrain_dense(sll.Params(kernel, np.zeros(5), np.log(vector)))
+    np.testing.assert_allclose(a.step, b.step, rtol=1e-5)
+    np.testing.assert_allclose(a.step, 2 / oracles.norm(kernel) ** 2, rtol=1e-5)
+
+
 def test_only_the_direction_of_the_kernel_matters():
     params = cpl.init_dense(jax.random.key(0), 6, 4)
     x = RNG.normal(size=6).astype(np.float32)

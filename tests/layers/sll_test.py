@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipjax.layers import aol, cpl, sll
+from lipjax.layers import aol, cpl, forms, sll
 from tests import oracles
 
 RNG = np.random.default_rng(0)
@@ -58,6 +58,26 @@ def test_perron_weights_give_a_uniform_diagonal():
     np.testing.assert_allclose(step, np.full(5, 2 / value[-1]), rtol=2e-3)
     both = cpl.constrain_dense(cpl.Params(kernel, jnp.zeros(5)), num_iters=8)
     np.testing.assert_allclose(step, both.step, rtol=3e-3)
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_with_equal_weights_it_is_the_residual_form_of_aol(conv):
+    kernel = jnp.asarray(RNG.normal(size=(3, 3, 4, 5) if conv else (9, 5)), jnp.float32)
+    kind = "conv" if conv else "dense"
+    weights = getattr(sll, f"constrain_{kind}")(sll.Params(kernel, jnp.zeros(5), jnp.zeros(5)))
+    contraction = getattr(aol, f"constrain_{kind}")(
+        aol.Params(kernel, jnp.zeros(5)), side="output"
+    ).kernel
+    scaled = kernel * jnp.broadcast_to(jnp.sqrt(weights.step / 2), kernel.shape)
+    np.testing.assert_allclose(scaled, contraction, rtol=1e-5, atol=1e-6)
+    x = jnp.asarray(RNG.normal(size=(5, 6, 4) if conv else (7, 9)), jnp.float32)
+    residual = forms.as_residual(forms.linear(contraction, jnp.zeros(5)))
+    np.testing.assert_allclose(
+        getattr(sll, f"apply_{kind}")(weights, x),
+        getattr(forms, f"residual_{kind}")(residual, x),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_pointwise_convolution_is_the_dense_layer():

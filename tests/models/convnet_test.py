@@ -125,6 +125,11 @@ def test_a_network_exports_for_accelerators():
     [
         ({"layer": "resnet"}, "layer is 'resnet'"),
         ({"pool": 3}, "pool is 3"),
+        ({"layer": "skew", "kernel_size": 2}, "kernel_size is 2 and layer is 'skew'"),
+        (
+            {"layer": "block", "image_shape": (8, 8, 1), "patch": 1, "conv_width": 1},
+            "layer is 'block' and its convolutions have 1 channel",
+        ),
         ({"conv_width": 1}, "conv_width is 1"),
         ({"dense_width": 5}, "dense_width is 5"),
         ({"mean": (0.1, 0.2, 0.3)}, "mean"),

@@ -59,6 +59,7 @@ def test_two_logits_differ_by_the_root_of_two():
         (dict(layer="bjorck"), "layer is 'bjorck'"),
         (dict(image_shape=(6, 6, 2)), "multiples of 4"),
         (dict(width=1), "width is 1"),
+        (dict(layer="skew", kernel_size=2), "kernel_size is 2 and layer is 'skew'"),
         (dict(num_classes=17), "only 16 outputs"),
         (dict(mean=(1.0, 2.0, 3.0)), "mean is"),
         (dict(activation="nothing"), "activation is 'nothing'"),
