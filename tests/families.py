@@ -60,6 +60,7 @@ class Layer:
         orthogonal: Whether the condition is met with equality, so that float32 weights miss it by
             their rounding and the proof is of the weights in float64.
         slack: How far above 1 the proved bound of frozen weights may be.
+        frozen: How far the output of frozen weights may be from that of the constrained ones.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Layer:
     tight: float = 0.99
     orthogonal: bool = False
     slack: float = 1e-6
+    frozen: float = 1e-4
 
 
 def _longer_step(weights):
@@ -86,7 +88,7 @@ def _larger_kernel(weights):
     return weights._replace(kernel=weights.kernel * 1.1)
 
 
-def _residual(name, module, *, conv, padding="zero"):
+def _residual(name, module, *, conv, padding="zero", **more):
     if conv:
         apply = functools.partial(module.apply_conv, padding=padding)
         return Layer(
@@ -99,6 +101,7 @@ def _residual(name, module, *, conv, padding="zero"):
             (5, 6, 3),
             functools.partial(lmi.of_conv, input_size=(3, 4), padding=padding),
             _longer_step,
+            **more,
         )
     return Layer(
         name,
@@ -110,6 +113,7 @@ def _residual(name, module, *, conv, padding="zero"):
         (10,),
         lmi.of_dense,
         _longer_step,
+        **more,
     )
 
 
@@ -119,6 +123,7 @@ LAYERS = [
     _residual("sll_conv_circular", sll, conv=True, padding="circular"),
     _residual("cpl_dense", cpl, conv=False),
     _residual("cpl_conv", cpl, conv=True),
+    _residual("cpl_conv_circular", cpl, conv=True, padding="circular"),
     Layer(
         "aol_dense",
         lambda key: aol.init_dense(key, 10, 7),
@@ -178,6 +183,7 @@ LAYERS = [
         None,
         _larger_kernel,
         False,
+        frozen=4e-3,
     ),
     Layer(
         "aol_conv_strided",
@@ -194,7 +200,7 @@ LAYERS = [
 ]
 
 
-def _contraction(name, module, shape, *, tight=0.99, **options):
+def _contraction(name, module, shape, *, tight=0.99, frozen=5e-6, **options):
     """A dense contraction in the linear form."""
     return Layer(
         name,
@@ -209,6 +215,7 @@ def _contraction(name, module, shape, *, tight=0.99, **options):
         False,
         tight,
         True,
+        frozen=frozen,
     )
 
 
@@ -250,8 +257,66 @@ def _as_residual(name, module, **options):
     )
 
 
+def _conv_as_residual(name, module):
+    """The residual form of a convolution that is a plain kernel."""
+
+    def weights(make, params):
+        return forms.as_residual(make(params))
+
+    return Layer(
+        name,
+        lambda key: module.init_conv(key, 3, 4),
+        functools.partial(weights, module.constrain_conv),
+        functools.partial(weights, module.freeze_conv),
+        forms.residual_conv,
+        forms.residual_bound,
+        (5, 6, 3),
+        functools.partial(lmi.of_conv, input_size=(3, 4)),
+        _longer_step,
+        tight=0.95,
+        orthogonal=True,
+        slack=0.02,
+    )
+
+
+def _sided(name, side):
+    """AOL that scales what is not the smaller side."""
+    shape = {"input": (10, 7), "output": (6, 9)}[side]
+    return Layer(
+        name,
+        lambda key: aol.init_dense(key, *shape),
+        functools.partial(aol.constrain_dense, side=side),
+        functools.partial(aol.freeze_dense, side=side),
+        aol.apply_dense,
+        aol.bound,
+        shape[:1],
+        lmi.of_dense,
+        _larger_kernel,
+        False,
+        0.3,
+    )
+
+
 LAYERS += [
-    _contraction("normalized_dense", normalized, (10, 7)),
+    _sided("aol_dense_inputs_of_a_tall_kernel", "input"),
+    _sided("aol_dense_outputs_of_a_wide_kernel", "output"),
+    _conv_as_residual("block_conv_residual", block),
+    Layer(
+        "block_conv_strided",
+        lambda key: block.init_conv(key, 3, 4, kernel_size=3, strides=2),
+        block.constrain_conv,
+        block.freeze_conv,
+        functools.partial(block.apply_conv, padding="circular"),
+        block.bound,
+        (4, 6, 3),
+        None,
+        _larger_kernel,
+        False,
+        0.95,
+        True,
+        slack=0.01,
+    ),
+    _contraction("normalized_dense", normalized, (10, 7), frozen=1e-4),
     _contraction("bjorck_dense", bjorck, (10, 7)),
     _contraction("bjorck_dense_wide", bjorck, (6, 9)),
     _contraction("cayley_dense", cayley, (10, 7)),

@@ -73,8 +73,8 @@ def prove(
             by their rounding, about 1e-6.
 
     Raises:
-        ValueError: where a figure is off by more than `tol`; the message has all of them. For weights
-            that no layer makes, or class vectors (`lipjax.layers.head`), which are no contraction.
+        ValueError: where a figure is off by more than `tol`; the message has all of them. For a shape
+            that the layer is not for, for weights that no layer makes, or class vectors (`lipjax.layers.head`), which are no contraction.
 
     >>> import jax
     >>> from lipjax.layers import sll
@@ -197,6 +197,10 @@ def _against_matrices(layer, weights, points, matrices, activation):
     eigenvalue = jnp.linalg.eigvalsh(lmi.residual(*matrices)).min()
     s = activations.slope_restricted(activation)
     skip, outer, inner, _ = matrices
+    if skip.shape[1] != points[0].size:
+        raise ValueError(
+            f"shape is {points[0].shape}, of {points[0].size} entries; the layer is for {skip.shape[1]}."
+        )
     linear = inner.shape[1] == 0  # the bias is then that of the output
     inside = _tiled(weights.bias, inner.shape[1])
     outside = _tiled(weights.bias, len(skip) if linear else 0)

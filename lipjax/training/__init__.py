@@ -5,6 +5,8 @@ The step takes a `loss_fn` and any pytree of parameters; it knows nothing of lay
 """
 
 from lipjax.training.interrupt import watch_signals as watch_signals
+from lipjax.training.losses import SLL_OFFSET as SLL_OFFSET
+from lipjax.training.losses import SLL_TEMPERATURE as SLL_TEMPERATURE
 from lipjax.training.losses import binary_hkr as binary_hkr
 from lipjax.training.losses import certificate_regularized as certificate_regularized
 from lipjax.training.losses import cross_entropy as cross_entropy

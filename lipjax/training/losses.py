@@ -22,7 +22,13 @@ from lipjax.margin import pair_constants
 from lipjax.typing import Array, Bound
 
 SLL_OFFSET = 1.5 * math.sqrt(2)
-"""The offset of the SLL recipe (Araujo et al., 2023), used with temperature 0.25."""
+"""The offset of the SLL recipe (Araujo et al., 2023)."""
+
+SLL_TEMPERATURE = 0.25
+"""The temperature of the SLL recipe, and of AOL's."""
+
+EMMA_EPSILON = 3 * 36 / 255
+"""The radius that LiResNet and BRONet train for, once their schedule has reached it."""
 
 
 def cross_entropy(
@@ -49,7 +55,7 @@ def cross_entropy(
         ValueError: A shape, a dtype or an option is wrong, or a known label is out of range.
 
     Reference: Prach and Lampert (2022), https://arxiv.org/abs/2208.03160. The SLL recipe has
-    offset `SLL_OFFSET` and temperature 0.25: Araujo et al. (2023),
+    offset `SLL_OFFSET` and temperature `SLL_TEMPERATURE`: Araujo et al. (2023),
     https://arxiv.org/abs/2303.03169.
 
     >>> logits = jnp.array([2.0, 0.0, 0.0])
@@ -95,7 +101,7 @@ def certificate_regularized(
     logits: Array,
     label: Array,
     *,
-    gamma: float,
+    gamma: float = 0.0,
     lipschitz: float | Array | Bound,
     head: Array | None = None,
 ) -> Array:
@@ -108,8 +114,8 @@ def certificate_regularized(
     Args:
         logits: `float[num_classes]`.
         label: `int[]`, in `[0, num_classes)`.
-        gamma: At least 0, per unit of the radius. With 0 this is the cross-entropy (the published
-            code has 0 until the caller turns it on).
+        gamma: At least 0, per unit of the radius. With 0, the default as in the published code, this
+            is the cross-entropy.
         lipschitz: Constant of the logits, or of the features if there is a `head`.
         head: `float[features, num_classes]`, the class vectors.
 
@@ -248,7 +254,7 @@ def emma_logits(
     logits: Array,
     label: Array,
     *,
-    epsilon: float | Array,
+    epsilon: float | Array = EMMA_EPSILON,
     lipschitz: float | Array | Bound,
     head: Array | None = None,
 ) -> Array:
@@ -264,7 +270,8 @@ def emma_logits(
         label: `int[]`, in `[0, num_classes)`.
         epsilon: `float[]`, the radius to train for, at least 0, in units of the input. The
             published recipe raises it over the first half of the epochs from 0.1 to 3 times
-            36 / 255: `optax.linear_schedule(0.1 * 36 / 255, 3 * 36 / 255, num_steps // 2)`.
+            36 / 255, where it stays (the default):
+            `optax.linear_schedule(0.1 * 36 / 255, 3 * 36 / 255, num_steps // 2)`.
         lipschitz: Constant of the logits, or of the features if there is a `head`.
         head: `float[features, num_classes]`, the class vectors.
 
@@ -292,7 +299,7 @@ def emma(
     logits: Array,
     label: Array,
     *,
-    epsilon: float | Array,
+    epsilon: float | Array = EMMA_EPSILON,
     lipschitz: float | Array | Bound,
     head: Array | None = None,
 ) -> Array:

@@ -167,6 +167,12 @@ def test_modules_that_are_wrong_or_several_are_refused():
             call()
 
 
+@pytest.mark.parametrize("name,shape", [("sll dense", (4,)), ("aol conv", (3, 4, 3))])
+def test_a_shape_of_another_size_is_named(name, shape):
+    with pytest.raises(ValueError, match="shape is .*; the layer is for"):
+        proof.prove(KEY, *ROWS[name][:2], shape)
+
+
 def test_strides_of_layers_that_have_none_are_named():
     with pytest.raises(ValueError, match="strides is .2, 2. for a Residual"):
         proof.prove(KEY, *ROWS["sll conv"][:3], strides=2)

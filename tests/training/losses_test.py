@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from lipjax import margin
+from lipjax import margin, training
 from lipjax.training import cross_entropy, margin_loss
 from lipjax.training.losses import (
     SLL_OFFSET,
@@ -399,7 +399,9 @@ def test_published_defaults():
     assert defaults(logit_annealing) == {"offset": 2.0, "temperature": 0.75, "beta": 5.0}
     assert defaults(hkr) == {"alpha": 10.0, "min_margin": 1.0, "shares": None}
     assert defaults(binary_hkr) == {"alpha": 10.0, "min_margin": 1.0, "share": 0.5}
-    assert abs(SLL_OFFSET - 2.1213) < 1e-4
+    assert defaults(certificate_regularized) == {"gamma": 0.0, "head": None}
+    assert defaults(emma) == defaults(emma_logits) == {"epsilon": 108 / 255, "head": None}
+    assert abs(training.SLL_OFFSET - 2.1213) < 1e-4 and training.SLL_TEMPERATURE == 0.25
 
 
 @pytest.fixture(params=LOSSES.values(), ids=LOSSES)
