@@ -74,7 +74,9 @@ def prove(
 
     Raises:
         ValueError: where a figure is off by more than `tol`; the message has all of them. For a shape
-            that the layer is not for, for weights that no layer makes, or class vectors (`lipjax.layers.head`), which are no contraction.
+            that the layer is not for, for weights that no layer makes, or class vectors
+            (`lipjax.layers.head`), which are no contraction. For a module that is made of others, as
+            Chain, Stack and ConvexMix: prove those (a mix is 1-Lipschitz where its layer is).
 
     >>> import jax
     >>> from lipjax.layers import sll

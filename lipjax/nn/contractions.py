@@ -64,7 +64,9 @@ class SpectralConv(_LinearConv):
         in_features: Channels of the input.
         out_features: Channels of the output.
         kernel_size: Window, one integer or two.
-        norm: As in `SpectralDense`; the default holds for both paddings and every size.
+        norm: As in `SpectralDense`; the default holds for both paddings and every size. So do `freeze`
+            and `bound`, whatever is given here: one for a single padding and size, which may be smaller,
+            makes a layer that is 1-Lipschitz there and whose `bound` may be above 1.
         num_iters: Gram products of the default.
         gradient: Of the default; `"norm"` is nearly free and has no second derivative, `"bound"` has.
         padding: `"zero"` or `"circular"`.

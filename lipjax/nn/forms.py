@@ -18,8 +18,8 @@ class Residual(Constrained):
     """`x - 2 A s(A^T x + b)` for any contraction `x -> A^T x + b`.
 
     Args:
-        layer: A linear layer of this module or AOLDense, AOLConv, RescaledDense, RescaledConv, with
-            stride 1. Its parameters become those of this module.
+        layer: A linear layer of `lipjax.nn`, with any stride: A is the exact adjoint, which leads back
+            to the shape of x. Its parameters become those of this module.
         activation: One with slopes in [0, 1].
 
     Guarantee: 1-Lipschitz where the norm of A is at most 1, see `lipjax.layers.forms.residual_of`.

@@ -34,6 +34,16 @@ def test_residual_is_the_formula():
     np.testing.assert_allclose(nn.Residual(layer)(x), x - 2 * np.maximum(x @ a, 0) @ a.T, atol=1e-5)
 
 
+@pytest.mark.parametrize("strides", [2, (1, 2)])
+def test_residuals_of_strided_convolutions_keep_the_shape(strides):
+    layer = nn.Residual(nn.AOLConv(3, 12, strides=strides, rngs=nnx.Rngs(0)))
+    x = batch("AOLConv")
+    assert layer(x).shape == x.shape
+    jacobian = jax.jit(jax.jacobian(lambda x: layer(x)))(x[0])
+    norm = oracles.norm(np.asarray(jacobian).reshape(x[0].size, -1))
+    assert norm <= 1 + 1e-5 and layer.bound().value <= 1 + 1e-5
+
+
 def test_forms_go_into_stacks():
     stack = nn.Stack(
         lambda rngs: nn.Residual(nn.ReflectorDense(6, rngs=rngs), activation="tanh"),
