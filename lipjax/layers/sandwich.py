@@ -156,7 +156,10 @@ def apply_conv(weights: Sandwich, x: Array, *, activation="relu") -> Array:
 
 
 def output_dense(weights: Sandwich, x: Array) -> Array:
-    """The layer without its activation, `B x + b`: the last one of a network, for signed outputs."""
+    """The layer without its activation, `B x + b`: the last one of a network, for signed outputs.
+
+    Guarantee: 1-Lipschitz as `apply_dense`; `output_bound` proves what these floats have.
+    """
     forms.check_made(weights, Sandwich)
     _, lower = halves(weights)
     x = _checks.array(x=x)
@@ -175,15 +178,31 @@ def freeze_conv(params: Params, *, input_size) -> Sandwich:
 
 
 def bound(weights: Sandwich) -> Bound:
-    """Upper bound on the Lipschitz constant with these weights, proved in float64 on the host.
+    """Upper bound on the Lipschitz constant of `apply_dense` or `apply_conv` with these weights.
 
-    The square of the norm of `[A^T; B^T]`: dividing A and B by that norm gives a 1-Lipschitz layer,
-    whose input and output it then scales.
+    The square of the norm of `[A^T; B^T]`, proved in float64 on the host: dividing A and B by that
+    norm gives a 1-Lipschitz layer, whose input and output it then scales. `output_dense` multiplies
+    with B alone; its bound is `output_bound`.
     """
     forms.check_made(weights, Sandwich)
     norm = _transfer.norm_bound(weights.kernel)
     usable = bool(np.isfinite(np.asarray(weights.log_psi)).all())
     return forms.upper_bound(weights, norm * norm if usable else math.inf)
+
+
+def output_bound(weights: Sandwich) -> Bound:
+    """Upper bound on the Lipschitz constant of `output_dense` with these weights, as `bound`.
+
+    The norm of B; the square of that of `[A^T; B^T]`, where this is below 1, can be smaller.
+
+    >>> import jax.numpy as jnp
+    >>> half = of_contraction(forms.linear(0.5 * jnp.eye(4, 2, -2), jnp.zeros(2)))
+    >>> round(bound(half).value, 6), round(output_bound(half).value, 6)
+    (0.25, 0.5)
+    """
+    _check_made(weights)
+    _, lower = halves(weights)
+    return forms.upper_bound(weights, _transfer.norm_bound(lower))
 
 
 def halves(weights: Sandwich) -> tuple[Array, Array]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipjax.layers import bjorck, householder, sandwich, sll
+from lipjax.layers import bjorck, forms, householder, sandwich, sll
 from tests import oracles
 
 RNG = np.random.default_rng(0)
@@ -50,6 +50,19 @@ def test_the_output_layer_takes_both_signs():
     assert wrong.min() >= 0 or wrong.max() <= 0
 
 
+def test_the_output_layer_has_a_bound_of_its_own():
+    """For norms below 1 the square, which bounds the layer with its activation, is below that of B."""
+    for norm in (0.5, 1.0, 2.0):
+        kernel = norm * jnp.eye(4, 2, -2)  # A is 0
+        weights = sandwich.of_contraction(forms.linear(kernel, jnp.zeros(2)))
+        jacobian = jax.jacobian(lambda x, w=weights: sandwich.output_dense(w, x))(jnp.ones(2))
+        truth = oracles.norm(np.asarray(jacobian))
+        assert truth <= sandwich.output_bound(weights).value <= truth * (1 + 1e-9)
+        np.testing.assert_allclose(sandwich.bound(weights).value, norm**2, rtol=1e-9)
+    wrong = weights._replace(bias=jnp.array([0.0, jnp.nan]))
+    assert sandwich.output_bound(wrong).value == np.inf
+
+
 @pytest.mark.parametrize("module", [bjorck, householder])
 def test_any_contraction_makes_one(module):
     contraction = module.constrain_dense(module.init_dense(jax.random.key(0), 7, 3))
@@ -91,3 +104,5 @@ def test_wrong_weights_are_refused():
         sandwich.of_contraction(taps)
     with pytest.raises(ValueError, match="Sandwich"):
         sandwich.apply_dense(square, jnp.ones(3))
+    with pytest.raises(ValueError, match="Sandwich"):
+        sandwich.output_bound(square)
