@@ -19,6 +19,9 @@ def save_safetensors(path, module: nnx.Module) -> None:
     Names are those of the attributes, such as `dense.explicit.kernel`. Needs `safetensors`
     (`pip install 'lipjax[interop]'`).
 
+    Raises:
+        ValueError: where two arrays would have one name, as those of a key `"a.b"` and of `b` in `a`.
+
     >>> import tempfile
     >>> from lipjax.nn import SLLDense
     >>> layer = SLLDense(4, 3, rngs=nnx.Rngs(0))
@@ -59,7 +62,9 @@ def load_safetensors(path, like: nnx.Module) -> nnx.Module:
         arrays = load_file(Path(path))
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} is no safetensors file: {error}.") from error
-    wanted = _named(like)
+    wanted, before = _named(like), _named_before(like)
+    if set(arrays) != set(wanted) and set(arrays) == set(before) and len(before) == len(wanted):
+        wanted = before
     for name in [*wanted, *(name for name in arrays if name not in wanted)]:
         here = _kind(wanted[name]) if name in wanted else "nothing"
         there = _kind(arrays[name]) if name in arrays else "nothing"
@@ -73,9 +78,33 @@ def load_safetensors(path, like: nnx.Module) -> nnx.Module:
 
 
 def _named(module) -> dict:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(module)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-    return {name.replace(".value", ""): leaf for name, (_, leaf) in zip(names, leaves)}
+    """The arrays by name: their paths without the step from a variable to what it holds."""
+    named = {}
+    for path, leaf in _flat(module, is_leaf=lambda part: isinstance(part, nnx.Variable)):
+        variable = isinstance(leaf, nnx.Variable)
+        inside = [(rest[1:], a) for rest, a in _flat(leaf)] if variable else [((), leaf)]
+        for rest, array in inside:
+            name = _joined((*path, *rest))
+            if name in named:
+                raise ValueError(
+                    f"module has two arrays of the name {name!r}, of which a file could hold one alone; "
+                    "give the attribute or key of one of them another name, without dots."
+                )
+            named[name] = array
+    return named
+
+
+def _named_before(module) -> dict:
+    """The names that the first files have: without `.value` also where an attribute's name began so."""
+    return {_joined(path).replace(".value", ""): leaf for path, leaf in _flat(module)}
+
+
+def _flat(tree, **options):
+    return jax.tree_util.tree_flatten_with_path(tree, **options)[0]
+
+
+def _joined(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _kind(array) -> str:

@@ -61,6 +61,58 @@ def test_other_programs_can_read_the_names(tmp_path):
     np.testing.assert_allclose(plain, layer(x), atol=1e-6)
 
 
+class Parts(nnx.Module):
+    def __init__(self, **parts):
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def same(first, second):
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def called_value(number):
+    """Attributes whose names begin as the step from a variable to what it holds."""
+    inner = Parts(values=nnx.Param(number + jnp.arange(3.0)), value=nnx.Param({"value": number}))
+    return Parts(
+        inner=inner, inners=nnx.Param(-number), value_head=Parts(value_x=nnx.Param(number))
+    )
+
+
+def test_attributes_may_be_called_value(tmp_path):
+    """`inner.values` was called `inners`, as another array, and one of the two was not written."""
+    from safetensors.numpy import load_file
+
+    path, first, second = tmp_path / "model.safetensors", *map(called_value, jnp.arange(1.0, 3.0))
+    nn.save_safetensors(path, first)
+    names = {"inner.values", "inner.value.value", "inners", "value_head.value_x"}
+    assert set(load_file(path)) == names
+    assert same(nn.load_safetensors(path, second), first) and not same(second, first)
+
+
+def test_names_that_two_arrays_have_are_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    meeting = Parts(a=nnx.Param({"b.c": jnp.ones(2), "b": {"c": jnp.zeros(2)}}))
+    with pytest.raises(ValueError, match="two arrays of the name 'a.b.c'"):
+        nn.save_safetensors(path, meeting)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_the_first_version_load(tmp_path):
+    """Its names are without `.value` wherever that stood."""
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "model.safetensors"
+    first, second = (
+        Parts(trunk=Parts(value_head=nnx.Param(x)), plain=nnx.Param(-x)) for x in np.eye(2)
+    )
+    save_file({"trunk_head": np.eye(2)[0], "plain": -np.eye(2)[0]}, path)
+    assert same(nn.load_safetensors(path, second), first)
+    with pytest.raises(ValueError, match="does not fit the module"):
+        nn.load_safetensors(path, Parts(trunk=Parts(value_heap=nnx.Param(jnp.ones(2)))))
+
+
 def test_what_does_not_fit_is_named(tmp_path):
     path = tmp_path / "layer.safetensors"
     nn.save_safetensors(path, nn.SLLDense(4, 3, rngs=nnx.Rngs(0)))
