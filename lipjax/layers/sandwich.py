@@ -200,7 +200,7 @@ def output_bound(weights: Sandwich) -> Bound:
     >>> round(bound(half).value, 6), round(output_bound(half).value, 6)
     (0.25, 0.5)
     """
-    _check_made(weights)
+    forms.check_made(weights, Sandwich)
     _, lower = halves(weights)
     return forms.upper_bound(weights, _transfer.norm_bound(lower))
 

@@ -1,6 +1,7 @@
 """Exponentials of skew maps: exact orthogonality, and which Taylor orders contract."""
 
 import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,31 @@ def test_large_kernels_turn_by_at_most_pi():
     np.testing.assert_allclose(weights.kernel, -np.eye(2), atol=2e-2)
 
 
+@pytest.mark.parametrize("cols", [512, 300])
+def test_rotations_of_many_features_do_not_expand(cols):
+    """The rounding of the exponential alone is 1e-5 there."""
+    rng = np.random.default_rng(0)
+    kernel = np.float32(50 * np.outer(rng.normal(size=512), rng.normal(size=cols)))
+    weights = skew.constrain_dense(skew.Params(kernel, jnp.zeros(cols)))
+    assert oracles.norm(weights.kernel) <= 1 + 4e-6
+
+
+def test_the_slope_is_that_of_the_exponential_also_at_zero():
+    """The step at the end, which takes off rounding, moves no derivative."""
+    with jax.enable_x64(True):
+        direction = jnp.asarray(RNG.normal(size=(4, 4)))
+        for size in (0.0, 0.5):
+            kernel = size * jnp.asarray(RNG.normal(size=(4, 4)))
+            got, expected = (
+                jax.jvp(fn, (kernel,), (direction,))[1]
+                for fn in (
+                    lambda k: skew.constrain_dense(skew.Params(k, jnp.zeros(4))).kernel,
+                    lambda k: jax.scipy.linalg.expm((k - k.T) / 2),
+                )
+            )
+            np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("padding", ["zero", "circular"])
 def test_a_high_order_is_orthogonal_and_low_ones_contract(padding):
     weights = skew.constrain_conv(skew.init_conv(jax.random.key(0), 3, 3))
@@ -65,6 +91,62 @@ def test_the_bound_of_the_series_is_its_largest_value(order):
         powers = [(1j * points) ** j / float(np.prod(range(1, j + 1))) for j in range(order + 1)]
         truth = np.abs(sum(powers)).max()
         assert truth * (1 - 1e-12) <= skew._series_bound(angle, order) <= truth * (1 + 1e-6)
+
+
+def series_size(angle, order):
+    """`|sum_j (i a)^j / j!|` in rational numbers, rounded once."""
+    parts, term = [Fraction(0), Fraction(0)], Fraction(1)
+    for j in range(order + 1):
+        parts[j % 2] += (-1) ** (j // 2) * term
+        term = term * Fraction(angle) / (j + 1)
+    return math.sqrt(parts[0] ** 2 + parts[1] ** 2)
+
+
+@pytest.mark.parametrize(
+    "angle,order", [(8, 18), (16, 40), (50, 120), (30, 64), (20, 31), (99.9, 100), (7, 5), (60, 4)]
+)
+def test_the_bound_of_a_long_series_is_not_lost_in_its_cancellation(angle, order):
+    """Terms of e^16 that sum to 1: in float64 the polynomial of the square is noise there."""
+    kernel = jnp.array([[[0.0, 2 * angle], [0.0, 0.0]]])
+    bound = skew.bound(skew.Skew(kernel, jnp.zeros(2)), order=order).value
+    truth = series_size(float(kernel[0, 0, 1]) / 2, order)  # it grows to the end here
+    assert truth <= bound <= truth * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("angle", [0.25, 5.0, 9.0, 40.0])
+@pytest.mark.parametrize("order", [1, 6, 15, 37, 128])
+def test_the_bound_of_the_series_holds_inside_of_the_interval(angle, order):
+    bound = skew._series_bound(angle, order)
+    truth = max(series_size(angle * share / 64, order) for share in range(65))
+    assert truth <= bound <= truth * 1.003
+
+
+@pytest.mark.parametrize(
+    "order,angle",
+    [
+        (3, 1.732),
+        (4, 2.828),
+        (7, 1.764),
+        (8, 3.395),
+        (11, 1.701),
+        (12, 3.379),
+        (4, 1e-160),
+        (8, 0.0),
+    ],
+)
+def test_the_orders_that_contract_have_a_bound_of_one(order, angle):
+    assert 1 <= skew._series_bound(angle, order) <= 1 + 1e-12
+
+
+def test_beyond_the_largest_angle_and_order_the_bound_is_that_of_the_terms():
+    for angle, order in ((1e4, 4), (1e4, 200), (1e200, 4), (150.0, 150), (60.0, 300)):
+        bound = skew._series_bound(angle, order)
+        try:
+            truth = series_size(angle, order)
+        except OverflowError:
+            truth = np.inf
+        assert truth <= bound and (bound <= 2 * truth or bound == np.inf)
+    assert skew._series_bound(np.nan, 4) == skew._series_bound(np.inf, 4) == np.inf
 
 
 def test_the_skew_part_is_exactly_skew():

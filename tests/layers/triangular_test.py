@@ -70,6 +70,13 @@ def test_singular_kernels(method, case):
     assert np.isfinite(slope(jnp.asarray(matrix))).all()
 
 
+@pytest.mark.parametrize("shape", [(1024, 1024), (512, 1024)])
+def test_qr_of_a_thousand_columns_does_not_expand(shape):
+    """The rounding of the factorization alone is 1.2e-5 there."""
+    weights = triangular.constrain_dense(params(np.ones(shape, np.float32)))
+    assert oracles.norm(weights.kernel) <= 1 + 1e-5
+
+
 def test_cholesky_contracts_by_its_epsilon():
     matrix = RNG.normal(size=(6, 4))
     gram = matrix.T @ matrix
