@@ -62,6 +62,16 @@ class Activation:
             )
 
 
+class ActivationModule:
+    """A base class of modules that compute their `activation` and nothing else, as `lipjax.nn.MaxMin`.
+
+    Wherever an activation is asked for, such a module stands for its attribute `activation`. Of other
+    modules that have one, as a layer followed by it, it is a part.
+    """
+
+    activation: Activation
+
+
 def max_min(x: Array) -> Array:
     """Sorts channels i and i + c/2 of the last axis: all maxima, then all minima.
 
@@ -341,7 +351,7 @@ _BY_FUNCTION = {a.fn: a for a in _REGISTRY.values()} | {jax.nn.tanh: _REGISTRY["
 
 
 def resolve(activation) -> Activation:
-    """The `Activation` behind a name, a known function or an `Activation`.
+    """The `Activation` behind a name, a known function, an `ActivationModule` or an `Activation`.
 
     Raises:
         ValueError: for a name or function about which nothing is known.
@@ -356,10 +366,8 @@ def resolve(activation) -> Activation:
         found = _REGISTRY.get(activation)
     elif callable(activation):
         found = _BY_FUNCTION.get(activation)
-        layer = hasattr(activation, "bound_weights")  # whose activation is a part of it alone
-        inner = getattr(activation, "activation", None)
-        if found is None and isinstance(inner, Activation) and not layer:
-            found = activation.activation  # a module such as lipjax.nn.MaxMin
+        if found is None and isinstance(activation, ActivationModule):
+            found = activation.activation
     if found is None:
         raise ValueError(
             f"activation is {activation!r}, about whose slopes nothing is known; it must be one of "

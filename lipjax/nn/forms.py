@@ -80,8 +80,8 @@ class Chain(Constrained):
         if not layers:
             raise ValueError("layers is empty; it must hold at least one layer.")
         for layer in layers:
-            plain = isinstance(layer, nnx.Module) and not hasattr(layer, "activation")
-            if isinstance(layer, list | tuple) or (plain and not isinstance(layer, Constrained)):
+            known = isinstance(layer, Constrained | activations.ActivationModule)
+            if isinstance(layer, list | tuple) or (isinstance(layer, nnx.Module) and not known):
                 raise ValueError(
                     f"layers has a {type(layer).__name__}; each must be a layer of lipjax.nn, or a "
                     "1-Lipschitz activation by name, one argument each."

@@ -418,7 +418,7 @@ class NormalizedHead(_LinearDense):
         super().__init__(in_features, num_classes, rngs=rngs)
 
 
-class MaxMin(nnx.Module):
+class MaxMin(nnx.Module, activations.ActivationModule):
     """`lipjax.layers.activations.max_min` as a module."""
 
     activation = activations.resolve("max_min")
@@ -427,7 +427,7 @@ class MaxMin(nnx.Module):
         return activations.max_min(x)
 
 
-class GroupSort(nnx.Module):
+class GroupSort(nnx.Module, activations.ActivationModule):
     """`lipjax.layers.activations.group_sort` as a module."""
 
     def __init__(self, group_size: int = 2):
@@ -438,7 +438,7 @@ class GroupSort(nnx.Module):
         return activations.group_sort(x, group_size=self.group_size)
 
 
-class FullSort(nnx.Module):
+class FullSort(nnx.Module, activations.ActivationModule):
     """`lipjax.layers.activations.full_sort` as a module."""
 
     activation = activations.resolve("full_sort")

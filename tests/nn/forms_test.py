@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from lipjax import nn
+from lipjax.layers import activations
 from tests import oracles
 from tests.nn import modules
 from tests.nn.contractions_test import RNG, batch
@@ -90,6 +91,24 @@ def test_activations_in_chains_may_be_modules():
     layer = nn.AOLDense(6, 6, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="layers has the same layer .AOLDense. twice"):
         nn.Chain(layer, layer)
+
+
+def test_no_module_with_parameters_is_taken_for_the_activation_that_it_has():
+    """It was left out without a word, and the chain's bound was proved without it."""
+    linear = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    linear.activation = activations.RELU
+
+    def layer(rngs):
+        return nn.AOLDense(4, 4, rngs=rngs)
+
+    with pytest.raises(ValueError, match="layers has a Linear"):
+        nn.Chain(linear)
+    for make in (
+        lambda: nn.Stack(layer, 2, between=linear, rngs=nnx.Rngs(0)),
+        lambda: nn.SLLDense(4, 4, activation=linear, rngs=nnx.Rngs(0)),
+    ):
+        with pytest.raises(ValueError, match="about whose slopes nothing is known"):
+            make()
 
 
 def test_a_mix_whose_share_is_no_number_has_no_bound():
