@@ -64,10 +64,7 @@ class Constrained(nnx.Module):
             ValueError: for a module that is made of several layers; each has its own.
         """
         if not isinstance(weights, lmi.KINDS):
-            raise ValueError(
-                f"{type(self).__name__} is no linear, residual or sandwich layer, or made of several "
-                "layers; prove its layers one by one."
-            )
+            raise self._no_matrices()
         if len(shape) == 1:
             return lmi.of_dense(weights)
         options = {
@@ -76,6 +73,12 @@ class Constrained(nnx.Module):
         if isinstance(weights, forms.Linear):
             options["strides"] = getattr(self, "strides", 1)
         return lmi.of_conv(weights, shape[:-1], **options)
+
+    def _no_matrices(self) -> ValueError:
+        return ValueError(
+            f"{type(self).__name__} is no linear, residual or sandwich layer, or made of several "
+            "layers; prove its layers one by one."
+        )
 
     def _set(self, weights) -> None:
         self.explicit = Weights(weights)
@@ -337,6 +340,10 @@ class Stack(Constrained):
     def freeze_params(self, params):
         """All layers' weights, each in float64."""
         return _stack([self.layer.freeze_params(p) for p in _unstack(params, self.depth)])
+
+    def matrices(self, weights, shape) -> lmi.Matrices:
+        """None: a stack is made of several layers."""
+        raise self._no_matrices()
 
     def bound_weights(self, weights):
         """The product of the layers' bounds."""

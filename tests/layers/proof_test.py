@@ -157,8 +157,12 @@ def test_modules_that_are_wrong_or_several_are_refused():
     with pytest.raises(ValueError, match="do not make a 1-Lipschitz layer"):
         proof.prove(KEY, layer, shape=(4,), num_points=2, num_steps=2)
     chain = nn.Chain(nn.CayleyDense(4, 4, rngs=nnx.Rngs(0)), "abs")
+    dense = nn.Stack(lambda rngs: nn.CayleyDense(4, 4, rngs=rngs), 2, rngs=nnx.Rngs(0))
+    images = nn.Stack(lambda rngs: nn.AOLConv(2, 2, rngs=rngs), 2, rngs=nnx.Rngs(0))
     for call, word in (
         (lambda: proof.prove(KEY, chain, shape=(4,)), "made of several"),
+        (lambda: proof.prove(KEY, dense, shape=(4,)), "Stack is .* made of several"),
+        (lambda: proof.prove(KEY, images, shape=(3, 3, 2)), "Stack is .* made of several"),
         (lambda: proof.prove(KEY, lambda x: x, shape=(4,)), "weights is None"),
         (lambda: proof.prove(KEY, layer, shape=(4,), order=3), "order is given for a Residual"),
         (lambda: proof.prove(KEY, layer, shape=4), "shape is 4"),
