@@ -84,6 +84,19 @@ def test_bound_of_a_hand_made_linear_layer():
     assert truth <= forms.linear_bound(weights).value <= truth * 1.001
 
 
+@pytest.mark.parametrize("window", [(), (3, 3)])
+def test_bounds_below_one_are_close_to_the_norm(window):
+    """The row sums of rescaled kernels are 1 whatever their norm is, which may be a half of it."""
+    size = 8 if window else 60
+    kernel = np.random.default_rng(0).normal(size=(*window, size, size)).astype(np.float32)
+    freeze = aol.freeze_conv if window else aol.freeze_dense
+    weights = freeze(aol.Params(kernel, jnp.zeros(size)))
+    symbol = np.asarray(weights.kernel, np.float64)
+    symbol = np.fft.fft2(symbol, (64, 64), axes=(0, 1)) if window else symbol
+    truth = oracles.singular_values(symbol).max()
+    assert truth < 0.9 and truth <= forms.linear_bound(weights).value <= truth * 1.01
+
+
 def test_parameters_in_place_of_weights_are_refused_by_every_layer():
     """Taken silently they made Jacobian norms of 896 (skew) and 32 (at frequencies)."""
     key, x, image = jax.random.key(0), jnp.ones(4), jnp.ones((3, 4, 4))
