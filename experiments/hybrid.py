@@ -24,6 +24,7 @@ from flax import nnx
 
 from experiments import config as configs
 from experiments import draws, mixed, output
+from experiments._memory import keep_freed_memory
 from experiments.smooth import fingerprint
 from lipjax import selfcheck
 from lipjax.data import batch_indices, num_steps
@@ -36,6 +37,7 @@ from lipjax.training import cross_entropy, init_state, make_step, triangular
 
 def main(arguments=None) -> dict:
     """Trains, certifies and returns the report."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.hybrid",
         usage="%(prog)s CONFIG [field=value ...] [--data-dir DIR] [--run-dir DIR] [--out FILE]",

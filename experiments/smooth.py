@@ -24,6 +24,7 @@ import numpy as np
 
 from experiments import config as configs
 from experiments import draws, output, setup
+from experiments._memory import keep_freed_memory
 from lipjax import margin, selfcheck, spectral
 from lipjax.data import to_unit
 from lipjax.smoothing import curves, gaussian, lipschitz, multiclass, sampling, simplex, soft
@@ -39,6 +40,7 @@ BANDS = ("auto (the default)", "soft scores", "soft, Lipschitz-aware")
 
 def main(arguments=None) -> dict:
     """Certifies from the log of a run."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.smooth",
         usage="%(prog)s RUN [field=value ...] [--data-dir DIR] [--out FILE]",

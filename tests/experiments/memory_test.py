@@ -58,7 +58,7 @@ def test_other_platforms_are_left_alone(monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["train", "certify", "compare_layers", "regularize"]
+    ["train", "certify", "compare_layers", "regularize", "hybrid", "smooth"]
     + [f"benchmarks.{b}" for b in ("layers", "constrain_share", "smoothing", "spectral_norms")],
 )
 def test_every_program_keeps_its_memory(name, monkeypatch):
