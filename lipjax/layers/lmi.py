@@ -186,6 +186,35 @@ def of_residual(linear: Callable[[Array], Array], shape: tuple[int, ...]) -> Mat
     return _identity_skip(inner, jnp.full(inner.shape[1], 2, inner.dtype))
 
 
+def of_mix(matrices: Matrices, gate: Array | float) -> Matrices:
+    """The matrices of `g x + (1 - g) h(x)`: `(g I + (1 - g) H, (1 - g) G, W, (1 - g) Lambda)`.
+
+    For a gate in [0, 1] the condition holds where that of h does, as the squared norm is convex. An
+    output bias of h is multiplied by `1 - g` too.
+
+    Args:
+        matrices: Of h, which keeps the shape.
+        gate: `float[]`, the g.
+
+    Raises:
+        ValueError: for a layer that changes the shape.
+
+    >>> import jax.numpy as jnp
+    >>> turned = Matrices(-jnp.eye(2), jnp.zeros((2, 0)), jnp.zeros((2, 0)), jnp.zeros(0))
+    >>> of_mix(turned, 0.75).skip.tolist()
+    [[0.5, 0.0], [0.0, 0.5]]
+    """
+    skip, outer, inner, multiplier = matrices
+    if skip.shape[0] != skip.shape[1]:
+        raise ValueError(
+            f"matrices is of a layer from {skip.shape[1]} entries to {skip.shape[0]}; to be mixed with "
+            "its input it must keep their number."
+        )
+    gate = jnp.asarray(gate, skip.dtype)
+    mixed = gate * jnp.eye(len(skip), dtype=skip.dtype) + (1 - gate) * skip
+    return Matrices(mixed, (1 - gate) * outer, inner, (1 - gate) * multiplier)
+
+
 def unknown(weights) -> ValueError:
     """The error for weights that no layer makes."""
     return ValueError(

@@ -29,9 +29,9 @@ class Proof(NamedTuple):
         jacobian_norm: The largest norm of the Jacobian that was found by maximization; at most 1.
         mismatch: The largest difference between the layer as computed and as its matrices say, over
             the size of the output.
-        adjoint_error: `|<M x, y> - <x, M y>| / (|M x| |y|)` of what a residual layer without its
-            activation subtracts from x, which is symmetric if it multiplies back with the adjoint;
-            0 for other layers.
+        adjoint_error: `|<M x, y> - <x, M y>| / (|M x| |y|)` of what a residual layer, or that of a
+            mix, without its activation subtracts from x, which is symmetric if it multiplies back with
+            the adjoint; 0 for other layers.
     """
 
     smallest_eigenvalue: float
@@ -75,8 +75,8 @@ def prove(
     Raises:
         ValueError: where a figure is off by more than `tol`; the message has all of them. For a shape
             that the layer is not for, for weights that no layer makes, or class vectors
-            (`lipjax.layers.head`), which are no contraction. For a module that is made of others, as
-            Chain, Stack and ConvexMix: prove those (a mix is 1-Lipschitz where its layer is).
+            (`lipjax.layers.head`), which are no contraction. For a module that is made of several
+            layers, as Chain and Stack: prove those.
 
     >>> import jax
     >>> from lipjax.layers import sll
@@ -98,7 +98,7 @@ def prove(
     static = {name: value for name, value in options.items() if name != "activation"}
     used = options.get("activation", "relu")
     if weights is None:
-        apply, weights, matrices, used = _of_module(apply, shape, options)
+        apply, weights, matrices, unmixed, used = _of_module(apply, shape, options)
     elif not isinstance(weights, lmi.KINDS):
         raise lmi.unknown(weights)
     else:
@@ -108,6 +108,9 @@ def prove(
                 return lmi.of_dense(weights)
             return lmi.of_conv(weights, shape[:-1], **static)
 
+        def unmixed(weights):
+            return weights, 1.0
+
     seeds = [int(s) for s in np.asarray(jax.random.bits(key, (3,)))]
     points = [np.random.default_rng(s).normal(size=(num_points, *shape)) for s in seeds]
 
@@ -116,12 +119,16 @@ def prove(
 
     double = jax.tree.map(_doubled, weights)
     eigenvalue, mismatch = on_host_float64(
-        lambda w, x: _against_matrices(layer, w, x, matrices(w), used), double, points[0]
+        lambda w, x: _against_matrices(layer, w, x, matrices(w), used, *unmixed(w)),
+        double,
+        points[0],
     )
     norm = on_host_float64(lambda w, x: _steepest(layer, w, x, num_steps), double, points[1])
     adjoint = 0.0
-    if isinstance(weights, Residual):
-        adjoint = on_host_float64(lambda w, x, y: _asymmetry(layer, w, x, y), double, *points[1:])
+    if isinstance(unmixed(weights)[0], Residual):
+        adjoint = on_host_float64(
+            lambda w, x, y: _asymmetry(layer, unmixed(w)[0], x, y), double, *points[1:]
+        )
     proof = Proof(*(float(v) for v in (eigenvalue, norm, mismatch, adjoint)))
     sound = (
         proof.smallest_eigenvalue >= -tol
@@ -174,7 +181,7 @@ def orthogonality(kernel: Array) -> Array:
 
 
 def _of_module(module, shape, options):
-    """The function, the weights, the matrices and the activation of a layer of `lipjax.nn`."""
+    """Function, weights, matrices, what is mixed with the input, and activation of a module."""
     if not hasattr(module, "bound_weights"):
         raise ValueError(
             f"weights is None and apply a {type(module).__name__}; without weights it must be a layer "
@@ -184,18 +191,30 @@ def _of_module(module, shape, options):
         raise ValueError(
             f"{min(options)} is given for a {type(module).__name__}, which has its own."
         )
-    plain = copy.copy(module)
+    weights = module.weights()
+    inner = module.unmixed(weights)[0]
+    plain = copy.copy(inner)
     plain.activation = "identity"
 
     def apply(weights, x, activation=None):
+        """The module, or the layer inside of it without its activation."""
         return (module if activation is None else plain).apply(weights, x)
 
-    used = getattr(module, "activation", "relu")
-    return apply, module.weights(), lambda weights: module.matrices(weights, shape), used
+    def matrices(weights):
+        return module.matrices(weights, shape)
+
+    def unmixed(weights):
+        return module.unmixed(weights)[1:]
+
+    return apply, weights, matrices, unmixed, getattr(inner, "activation", "relu")
 
 
-def _against_matrices(layer, weights, points, matrices, activation):
-    """Smallest eigenvalue of the condition, and how far the layer is from what it is about."""
+def _against_matrices(layer, weights, points, matrices, activation, inner_weights, share):
+    """Smallest eigenvalue of the condition, and how far the layer is from what it is about.
+
+    `inner_weights` are those of the layer itself, or of the one that is mixed with its input by that
+    share.
+    """
     eigenvalue = jnp.linalg.eigvalsh(lmi.residual(*matrices)).min()
     s = activations.slope_restricted(activation)
     skip, outer, inner, _ = matrices
@@ -204,8 +223,8 @@ def _against_matrices(layer, weights, points, matrices, activation):
             f"shape is {points[0].shape}, of {points[0].size} entries; the layer is for {skip.shape[1]}."
         )
     linear = inner.shape[1] == 0  # the bias is then that of the output
-    inside = _tiled(weights.bias, inner.shape[1])
-    outside = _tiled(weights.bias, len(skip) if linear else 0)
+    inside = _tiled(inner_weights.bias, inner.shape[1])
+    outside = share * _tiled(inner_weights.bias, len(skip) if linear else 0)
     worst = 0.0
     for x in points:
         flat = x.reshape(-1)

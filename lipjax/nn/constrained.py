@@ -74,6 +74,10 @@ class Constrained(nnx.Module):
             options["strides"] = getattr(self, "strides", 1)
         return lmi.of_conv(weights, shape[:-1], **options)
 
+    def unmixed(self, weights):
+        """The layer inside of mixes with the input, its weights, and what multiplies its output."""
+        return self, weights, 1.0
+
     def _no_matrices(self) -> ValueError:
         return ValueError(
             f"{type(self).__name__} is no linear, residual or sandwich layer, or made of several "

@@ -6,6 +6,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -146,6 +147,17 @@ class ConvexMix(Constrained):
                 f"layer maps shape {x.shape} to {y.shape}; to be mixed with its input it must keep it."
             )
         return forms.convex_mix(x, y, weights[1])
+
+    def gate(self, weights):
+        """The share of x, `float[]`."""
+        return jax.nn.sigmoid(weights[1])
+
+    def matrices(self, weights, shape) -> lmi.Matrices:
+        return lmi.of_mix(self.layer.matrices(weights[0], shape), self.gate(weights))
+
+    def unmixed(self, weights):
+        layer, inner, share = self.layer.unmixed(weights[0])
+        return layer, inner, share * (1 - self.gate(weights))
 
     def freeze_params(self, params):
         return self.layer.freeze_params(params[0]), params[1]

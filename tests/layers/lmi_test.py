@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipjax.layers import lmi, sll
+from lipjax.layers import forms, lmi, sll
 from tests import oracles
 
 RNG = np.random.default_rng(0)
@@ -52,6 +52,30 @@ def test_the_matrices_are_the_layer():
         expected = skip @ x.reshape(-1) + outer @ hidden
         got = sll.apply_conv(weights, x, padding=padding).reshape(-1)
         np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("gate", [0.0, 0.3, 1.0])
+def test_mixes_meet_the_condition_where_the_layer_does(gate):
+    with jax.enable_x64(True):
+        orthogonal = jnp.asarray(np.linalg.qr(RNG.normal(size=(5, 5)))[0])
+        weights = sll.constrain_dense(sll.init_dense(jax.random.key(0), 5, 4))
+        for layer in (forms.linear(orthogonal, jnp.zeros(5)), weights):
+            assert smallest(lmi.of_mix(lmi.of_dense(layer), gate)) >= -1e-9
+
+
+@pytest.mark.parametrize("gate", [-0.5, 1.5])
+def test_negative_control_mixes_with_a_gate_outside_of_0_and_1(gate):
+    with jax.enable_x64(True):
+        mirror = forms.linear(-jnp.eye(5).at[0, 0].set(-1), jnp.zeros(5))
+        inside = forms.as_residual(mirror)
+        for layer in (mirror, inside):
+            assert smallest(lmi.of_mix(lmi.of_dense(layer), gate)) < -0.5
+
+
+def test_mixes_of_layers_that_change_the_shape_are_named():
+    layer = lmi.of_dense(forms.linear(jnp.eye(3, 4), jnp.zeros(4)))
+    with pytest.raises(ValueError, match="from 3 entries to 4; to be mixed"):
+        lmi.of_mix(layer, 0.5)
 
 
 def test_negative_control_diagonal_below_the_gram_matrix():

@@ -131,23 +131,125 @@ def test_what_no_layer_makes_is_named(weights, word):
         proof.prove(KEY, sll.apply_dense, weights, (4,))
 
 
+def biased(layer):
+    params = layer.free.get_value()
+    layer.free = nnx.Param(params._replace(bias=jnp.linspace(-0.5, 0.5, params.bias.shape[0])))
+    return layer
+
+
 PROVABLE = [*modules.LINEAR, *modules.SANDWICH, *modules.RESIDUAL]
 
 
 @pytest.mark.parametrize("name", PROVABLE)
 @pytest.mark.parametrize("form", [lambda layer: layer, nn.Residual], ids=["plain", "residual"])
 def test_modules_are_proved_by_themselves(name, form):
-    layer = modules.make(name)
     if form is nn.Residual and name not in modules.LINEAR:
         pytest.skip("only linear layers are put into the form")
-    params = layer.free.get_value()
-    layer.free = nnx.Param(params._replace(bias=jnp.linspace(-0.5, 0.5, params.bias.shape[0])))
-    layer = form(layer)
+    layer = form(biased(modules.make(name)))
     shape = (2, 3, 3) if name.endswith("Conv") else (6,)
     if name.endswith("Conv") and hasattr(getattr(layer, "layer", layer), "input_size"):
         shape = modules.sample(name)
     found = proof.prove(KEY, layer, shape=shape, num_points=2, num_steps=3)
     assert found.smallest_eigenvalue >= -1e-5 and found.mismatch <= 1e-9
+
+
+MIXED = {
+    "linear": lambda: biased(modules.make("CayleyDense")),
+    "linear conv": lambda: biased(modules.make("AOLConv")),
+    "frequencies conv": lambda: biased(modules.make("CayleyConv")),
+    "inside": lambda: biased(modules.make("SLLDense")),
+    "inside conv": lambda: biased(modules.make("CPLConv")),
+    "tanh": lambda: biased(nn.SLLDense(6, 8, activation="tanh", rngs=nnx.Rngs(0))),
+    "sandwich": lambda: biased(modules.make("SandwichDense")),
+    "residual": lambda: nn.Residual(biased(nn.CayleyDense(6, 4, rngs=nnx.Rngs(0)))),
+    "mix": lambda: mixed(biased(modules.make("CayleyDense")), 0.7),
+}
+
+
+def mixed(layer, logit, kind=nn.ConvexMix):
+    mix = kind(layer)
+    mix.free = nnx.Param((mix.free.get_value()[0], jnp.float32(logit)))
+    return mix
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_convex_mixes_are_proved_by_their_own_matrices(name):
+    shape = (2, 3, 3) if name.endswith("conv") else (6,)
+    if name == "frequencies conv":
+        shape = modules.sample("CayleyConv")
+    layer = mixed(MIXED[name](), -1.0)
+    found = proof.prove(KEY, layer, shape=shape, num_points=2, num_steps=3)
+    assert found.smallest_eigenvalue >= -1e-5
+    assert found.mismatch <= 1e-9 and found.adjoint_error <= 1e-9
+
+
+class Extrapolation(nn.ConvexMix):
+    """With a gate of 1.5, and matrices that say so."""
+
+    def gate(self, weights):
+        return 1.5 + 0 * weights[1]
+
+    def apply(self, weights, x):
+        return 1.5 * x - 0.5 * self.layer.apply(weights[0], x)
+
+
+class AnotherShare(nn.ConvexMix):
+    """Mixes with another gate than its matrices say."""
+
+    def apply(self, weights, x):
+        return 0.25 * x + 0.75 * self.layer.apply(weights[0], x)
+
+
+@pytest.mark.parametrize("name", ["linear", "inside", "inside conv"])
+def test_mixes_with_a_gate_outside_of_0_and_1_are_refused(name):
+    layer = mixed(MIXED[name](), 0.0, Extrapolation)
+    shape = (2, 3, 3) if name.endswith("conv") else (6,)
+    message = refused(layer, None, shape)
+    assert "smallest eigenvalue of the condition -" in message
+    assert float(message.split("its matrices ")[1].split(",")[0]) <= 1e-9
+    if name == "linear":
+        assert float(message.split("Jacobian norm ")[1].split(",")[0]) > 1.1
+
+
+def test_mixes_with_another_gate_than_their_matrices_are_refused():
+    message = refused(mixed(MIXED["linear"](), 0.0, AnotherShare), None, (6,))
+    assert float(message.split("its matrices ")[1].split(",")[0]) > 0.1
+
+
+@pytest.mark.parametrize("name,change", [("linear", "kernel"), ("inside", "step")])
+def test_a_mix_of_a_layer_that_expands_is_refused_where_the_mix_does(name, change):
+    mix = nn.freeze(mixed(MIXED[name](), -1.0))
+    inner, logit = mix.weights()
+    longer = inner._replace(**{change: 3 * getattr(inner, change)})
+    mix.explicit = type(mix.explicit)((longer, logit))
+    message = refused(mix, None, (6,))
+    assert float(message.split("Jacobian norm ")[1].split(",")[0]) > 1.1
+
+
+def test_a_mix_that_takes_back_what_its_layer_expands_is_proved():
+    """`0.5 x - 0.5 * 1.5 x`."""
+    mix = nn.freeze(nn.ConvexMix(nn.CayleyDense(3, 3, rngs=nnx.Rngs(0))))
+    turned = mix.weights()[0]._replace(kernel=-1.5 * jnp.eye(3))
+    mix.explicit = type(mix.explicit)((turned, jnp.float32(0)))
+    found = proof.prove(KEY, mix, shape=(3,), num_points=2, num_steps=2)
+    np.testing.assert_allclose(found.jacobian_norm, 0.25, rtol=1e-6)
+    assert mix.bound().value >= 1.5  # the bound knows only the norm of the layer
+
+
+def test_the_backward_map_of_a_mixed_layer_is_tried_too():
+    class Flipped(nn.SLLConv):
+        def apply(self, weights, x):
+            s = activations.slope_restricted(self.activation)
+            hidden = s(add_bias(convolve(x, weights.kernel), weights.bias))
+            back = jnp.swapaxes(weights.kernel[::-1, ::-1], -1, -2)
+            return x - convolve(hidden * jnp.broadcast_to(weights.step, hidden.shape), back)
+
+    layer = Flipped(2, 3, kernel_size=2, rngs=nnx.Rngs(0))
+    assert "adjoint error 0." in refused(nn.ConvexMix(layer), None, (3, 4, 2), tol=1e-3)
+
+
+def test_a_mix_with_no_logit_is_refused():
+    refused(mixed(MIXED["linear"](), np.nan), None, (6,))
 
 
 def test_modules_that_are_wrong_or_several_are_refused():
@@ -158,11 +260,14 @@ def test_modules_that_are_wrong_or_several_are_refused():
         proof.prove(KEY, layer, shape=(4,), num_points=2, num_steps=2)
     chain = nn.Chain(nn.CayleyDense(4, 4, rngs=nnx.Rngs(0)), "abs")
     dense = nn.Stack(lambda rngs: nn.CayleyDense(4, 4, rngs=rngs), 2, rngs=nnx.Rngs(0))
+    narrower = nn.ConvexMix(nn.CayleyDense(4, 3, rngs=nnx.Rngs(0)))
     images = nn.Stack(lambda rngs: nn.AOLConv(2, 2, rngs=rngs), 2, rngs=nnx.Rngs(0))
     for call, word in (
         (lambda: proof.prove(KEY, chain, shape=(4,)), "made of several"),
         (lambda: proof.prove(KEY, dense, shape=(4,)), "Stack is .* made of several"),
         (lambda: proof.prove(KEY, images, shape=(3, 3, 2)), "Stack is .* made of several"),
+        (lambda: proof.prove(KEY, nn.ConvexMix(chain), shape=(4,)), "Chain is .* several"),
+        (lambda: proof.prove(KEY, narrower, shape=(4,)), "from 4 entries to 3"),
         (lambda: proof.prove(KEY, lambda x: x, shape=(4,)), "weights is None"),
         (lambda: proof.prove(KEY, layer, shape=(4,), order=3), "order is given for a Residual"),
         (lambda: proof.prove(KEY, layer, shape=4), "shape is 4"),
