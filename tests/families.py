@@ -19,6 +19,7 @@ from lipjax.layers import (
     cayley,
     cpl,
     forms,
+    head,
     householder,
     lmi,
     normalized,
@@ -386,6 +387,58 @@ LAYERS += [
     _as_residual("bjorck_residual", bjorck),
     _as_residual(
         "cayley_residual", cayley, log_temperature=np.linspace(-2, 2, 7, dtype=np.float32)
+    ),
+]
+
+
+def _mix(name, module, shape, **more):
+    """One third of the input and two of a dense layer that keeps the shape."""
+    logit, layer = -np.log(np.float32(2)), module.apply_dense
+
+    def mixed(weights, x, **options):
+        x = jnp.asarray(x)
+        return forms.convex_mix(x, layer(weights, x, **options), jnp.asarray(logit, x.dtype))
+
+    return Layer(
+        name,
+        lambda key: module.init_dense(key, *shape),
+        module.constrain_dense,
+        module.freeze_dense,
+        mixed,
+        module.bound,
+        shape[:1],
+        lambda weights: lmi.of_mix(lmi.of_dense(weights), 1 / 3),
+        **more,
+    )
+
+
+LAYERS += [
+    _mix(
+        "convex_mix_inside",
+        sll,
+        (10, 7),
+        broken=lambda weights: weights._replace(step=weights.step * 2.5),  # at 1.5 it still holds
+    ),
+    _mix(
+        "convex_mix_linear",
+        cayley,
+        (10, 10),
+        broken=lambda weights: weights._replace(kernel=-3 * weights.kernel),
+        activation=False,
+        tight=0.3,
+        orthogonal=True,
+    ),
+    Layer(  # to one logit a head of unit vectors is a contraction
+        "normalized_head_of_one_class",
+        lambda key: head.init_dense(key, 10, 1),
+        head.constrain_dense,
+        head.freeze_dense,
+        head.apply_dense,
+        head.bound,
+        (10,),
+        None,
+        _larger_kernel,
+        False,
     ),
 ]
 
