@@ -1,10 +1,14 @@
 """What the networks for images share: the input, and convolutions chosen by name."""
 
+from collections.abc import Iterable
+
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from lipjax import _checks, nn
-from lipjax.typing import Array
+from lipjax.layers.head import Head
+from lipjax.typing import Array, Bound
 
 CONTRACTIONS = ("aol", "rescaled", "spectral", "skew", "block", "cayley")
 """Convolutions that are contractions, between any numbers of channels."""
@@ -43,21 +47,50 @@ def check_convolution(kind: str, channels: int, *kernel_sizes: int) -> None:
             )
 
 
-HEADS = {"normalized": nn.NormalizedHead, "orthogonal": nn.CayleyDense}
-"""What reads the classes off: class vectors of norm 1, or orthonormal ones (features >= classes)."""
+class Projection(nnx.Module):
+    """A head without parameters: the features at `places` are the logits.
+
+    Args:
+        features: How many features there are.
+        places: One for each class, all different.
+    """
+
+    def __init__(self, features: int, places: Iterable[int]):
+        self.features = features
+        self.places = tuple(int(place) for place in places)
+
+    def __call__(self, x: Array) -> Array:
+        """Logits `float[..., classes]` of `float[..., features]`."""
+        return x[..., np.array(self.places)]
+
+    def weights(self) -> Head:
+        """The class vectors, columns of the identity."""
+        kernel = np.zeros((self.features, len(self.places)), np.float32)
+        kernel[np.array(self.places), np.arange(len(self.places))] = 1
+        return Head(jnp.asarray(kernel), jnp.zeros(len(self.places), jnp.float32))
+
+    def bound(self) -> Bound:
+        """1, the norm of a projection."""
+        return Bound(1.0, "exact")
 
 
-def head(config, features: int, rngs):
-    """The head that a config names."""
+HEADS = {"normalized": nn.NormalizedHead, "orthogonal": nn.CayleyDense, "projection": Projection}
+"""What reads the classes off: class vectors of norm 1, orthonormal ones, or some of the features."""
+
+
+def head(config, features: int, rngs, *, places: Iterable[int] | None = None):
+    """The head that a config names; a projection takes the first features if there are no places."""
+    if config.head == "projection":
+        return Projection(features, range(config.num_classes) if places is None else places)
     return HEADS[config.head](features, config.num_classes, rngs=rngs)
 
 
 def check_head(config, features: int) -> None:
-    """An error for an unknown head, or more classes than there can be orthonormal vectors."""
+    """An error for an unknown head, or more classes than there are features, where that matters."""
     _checks.one_of(tuple(HEADS), head=config.head)
-    if config.head == "orthogonal" and config.num_classes > features:
+    if config.head != "normalized" and config.num_classes > features:
         raise ValueError(
-            f"head is 'orthogonal' and num_classes is {config.num_classes}; there must be at most as "
+            f"head is {config.head!r} and num_classes is {config.num_classes}; there must be at most as "
             f"many classes as features, {features}. Use 'normalized'."
         )
 

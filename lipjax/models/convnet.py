@@ -53,8 +53,9 @@ class ConvNetConfig:
         dense_hidden: Hidden units of a residual dense layer (not used by AOL).
         activation: Inside layers with a skip and sandwich layers, or between contractions. None
             means ReLU inside and MaxMin between.
-        head: `"normalized"`, class vectors of norm 1, or `"orthogonal"`, orthonormal ones: then the
-            vector of logits is 1-Lipschitz too.
+        head: `"normalized"`, class vectors of norm 1, `"orthogonal"`, orthonormal ones, or
+            `"projection"`, the first `num_classes` features, counted channel by channel as the CPL
+            paper's code does: with these two the vector of logits is 1-Lipschitz too.
         mean: Subtracted from the input, one number or one per channel.
         std: The input is divided by it, one number or one per channel; the network's Lipschitz
             constant is then `1 / min(std)`, and `bound` counts it.
@@ -219,7 +220,8 @@ class LipschitzConvNet(nnx.Module):
         self.config = config
         self.conv = _trunk(config, rngs, dense=False)
         self.dense = _trunk(config, rngs, dense=True)
-        self.head = _parts.head(config, config.features, rngs)
+        places = channel_order(config)[: config.num_classes]
+        self.head = _parts.head(config, config.features, rngs, places=places)
 
     def __call__(self, x: Array) -> Array:
         """Logits `float[..., classes]` of images `float[..., height, width, channels]` in [0, 1]."""
@@ -270,6 +272,20 @@ def num_parameters(config: ConvNetConfig | str) -> int:
     """
     model = jax.eval_shape(lambda: LipschitzConvNet(config, rngs=nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+def channel_order(config: ConvNetConfig) -> np.ndarray:
+    """Where the features stand if they are counted channel by channel, then row by row.
+
+    >>> config = ConvNetConfig(image_shape=(2, 1, 3), conv_depth=0, pool=1)
+    >>> channel_order(config).tolist()
+    [0, 3, 1, 4, 2, 5]
+    """
+    cells = config.patch * config.pool
+    height, width = (side // cells for side in config.image_shape[:2])
+    places = np.arange(config.flat_features).reshape(height, width, -1)
+    appended = np.arange(config.flat_features, config.features)
+    return np.concatenate([places.transpose(2, 0, 1).reshape(-1), appended])
 
 
 _DENSE = {

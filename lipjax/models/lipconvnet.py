@@ -32,8 +32,9 @@ class LipConvNetConfig:
         blocks: Number of blocks.
         block_depth: Convolutions in a block; 1 to 8 are the paper's LipConvNet-5 to 40.
         activation: After each convolution.
-        head: `"normalized"`, class vectors of norm 1, or `"orthogonal"`, orthonormal ones: then the
-            vector of logits is 1-Lipschitz too.
+        head: `"normalized"`, class vectors of norm 1, `"orthogonal"`, orthonormal ones, or
+            `"projection"`, the first `num_classes` features: with these two the vector of logits is
+            1-Lipschitz too.
         mean: Subtracted from the input, one number or one per channel.
         pad: Pixels of zeros around the image after that, an isometry.
     """

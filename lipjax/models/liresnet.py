@@ -41,8 +41,9 @@ class LiResNetConfig:
         dense_width: Features of the tail.
         dense_depth: Matrices of the tail.
         activation: Between layers.
-        head: `"normalized"`, class vectors of norm 1, or `"orthogonal"`, orthonormal ones: then the
-            vector of logits is 1-Lipschitz too.
+        head: `"normalized"`, class vectors of norm 1, `"orthogonal"`, orthonormal ones, or
+            `"projection"`, the first `num_classes` features: with these two the vector of logits is
+            1-Lipschitz too.
         mean: Subtracted from the input, one number or one per channel.
         pad: Pixels of zeros around the image after that, an isometry.
     """

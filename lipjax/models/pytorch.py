@@ -22,7 +22,7 @@ from flax import nnx
 
 from lipjax import _checks, nn
 from lipjax.layers import aol, cpl, head, sll
-from lipjax.models.convnet import ConvNetConfig, LipschitzConvNet
+from lipjax.models.convnet import ConvNetConfig, LipschitzConvNet, channel_order
 from lipjax.models.studynet import StudyNet, StudyNetConfig
 
 
@@ -44,11 +44,13 @@ def from_state_dict(
         weights: How the checkpoint means `q` of SLL: `"exp"`, of the present code, or `"abs"`, of the
             first release (which was not 1-Lipschitz; loaded like this it is). Convolutions ignore
             `q`, as the published code does; those of the study use its size.
-        num_classes: Of a network of the study, whose arrays do not say it.
+        num_classes: Of a network of the study, or of the CPL paper without `last_last`, whose arrays do
+            not say it.
 
     Returns:
         `LipschitzConvNet`, or `StudyNet` for names that begin with `FirstConv`, `Block1` and so on, with
-        free parameters; depth, width and hidden sizes are read off the arrays.
+        free parameters; depth, width and hidden sizes are read off the arrays. The logits of a CPL
+        network without `last_last` are its first features, as in the published code.
 
     Raises:
         ValueError: for names or shapes that do not make such a network; the message has the first.
@@ -66,12 +68,12 @@ def from_state_dict(
         raise ValueError(
             f"state has no layers of an SLL or CPL network; its names begin with {sorted(arrays)[:3]}."
         )
-    if last is None:
+    if last is None and layer == "sll":
         raise ValueError(
-            "state has no normalized last layer: a matrix 'weight' with a 'bias', which CPL calls "
-            "'last_last'. Networks with another last layer are not read."
+            "state has no normalized last layer: a matrix 'weight' with a 'bias'. Networks of SLL with "
+            "another last layer are not read."
         )
-    config = _config(convs, denses, last, layer, image_shape, mean)
+    config = _config(convs, denses, last, layer, image_shape, mean, num_classes)
     model = LipschitzConvNet(config, rngs=nnx.Rngs(0))
     order = _channels_last(config)
     if convs:
@@ -80,8 +82,9 @@ def from_state_dict(
     if denses:
         rows = [_dense_params(dense, layer, order, weights) for dense in denses]
         model.dense.free = nnx.Param(_stacked(rows, model.dense.free.get_value(), "dense layer"))
-    kernel = jnp.asarray(last["weight"][:, order].T, jnp.float32)
-    model.head.free = nnx.Param(head.Params(kernel, jnp.asarray(last["bias"], jnp.float32)))
+    if last is not None:
+        kernel = jnp.asarray(last["weight"][:, order].T, jnp.float32)
+        model.head.free = nnx.Param(head.Params(kernel, jnp.asarray(last["bias"], jnp.float32)))
     return model
 
 
@@ -222,7 +225,7 @@ def _check_spaced(what, places):
 
 
 def _read_cpl(arrays):
-    """`stable_block.<i>`, `layers_linear.<i>` and `last_last`; `base` repeats them."""
+    """`stable_block.<i>`, `layers_linear.<i>` and `last_last`, if any; `base` repeats them."""
     convs, denses, last = {}, {}, {}
     for name, array in arrays.items():
         match = re.search(r"(stable_block|layers_linear)\.(\d+)\.(kernel|weights|bias)$", name)
@@ -247,22 +250,25 @@ def _read_cpl(arrays):
     return *ordered, (last or None), "cpl"
 
 
-def _config(convs, denses, last, layer, image_shape, mean) -> ConvNetConfig:
+def _config(convs, denses, last, layer, image_shape, mean, num_classes) -> ConvNetConfig:
     sizes = dict(conv_depth=len(convs), dense_depth=len(denses))
     if convs:
         hidden, width, size, _ = _shaped(convs[0], "kernel", 4)
         sizes |= dict(conv_width=width, conv_hidden=hidden, kernel_size=size)
     if denses:
         sizes |= dict(dense_hidden=_shaped(denses[0], "weight", 2)[0])
-    classes, features = _shaped(last, "weight", 2)
-    config = ConvNetConfig(
-        layer=layer, image_shape=image_shape, num_classes=classes, mean=mean, **sizes
-    )
-    if config.features != features:
-        raise ValueError(
-            f"image_shape is {image_shape}, which leaves {config.features} features; the last layer "
-            f"of state takes {features}."
-        )
+    if last is None:
+        sizes |= dict(num_classes=num_classes, head="projection")
+    else:
+        sizes |= dict(num_classes=_shaped(last, "weight", 2)[0])
+    config = ConvNetConfig(layer=layer, image_shape=image_shape, mean=mean, **sizes)
+    for row in [last] if last is not None else denses[-1:]:
+        features = _shaped(row, "weight", 2)[1]
+        if config.features != features:
+            raise ValueError(
+                f"image_shape is {image_shape}, which leaves {config.features} features; the last "
+                f"layer of state takes {features}."
+            )
     return config
 
 
@@ -312,8 +318,4 @@ def _stacked(rows, like, what):
 
 def _channels_last(config):
     """For each flattened feature here, (row, column, channel), its place in (channel, row, column)."""
-    height, width, _ = config.image_shape
-    height, width = height // config.pool, width // config.pool
-    channels = config.flat_features // (height * width)
-    places = np.arange(config.flat_features).reshape(channels, height, width)
-    return places.transpose(1, 2, 0).reshape(-1)
+    return np.argsort(channel_order(config))

@@ -171,6 +171,24 @@ def test_images_of_lists_and_in_float64_are_taken_quietly():
         model(None)
 
 
+@pytest.mark.parametrize("dense_width,num_classes", [(None, 18), (100, 98)])
+def test_a_projection_reads_features_channel_by_channel(dense_width, num_classes):
+    config = dataclasses.replace(
+        SMALL, head="projection", dense_depth=0, dense_width=dense_width, num_classes=num_classes
+    )
+    model = nn.freeze(LipschitzConvNet(config, rngs=nnx.Rngs(0)))
+    x = jax.random.uniform(jax.random.key(0), (3, 8, 8, 2))
+    features = np.asarray(model.features(x))
+    height, width = (side // (config.pool * config.patch) for side in config.image_shape[:2])
+    images = features[:, : config.flat_features].reshape(3, height, width, -1)
+    counted = images.transpose(0, 3, 1, 2).reshape(3, -1)
+    counted = np.concatenate([counted, features[:, config.flat_features :]], 1)
+    np.testing.assert_allclose(model(x), counted[:, :num_classes], atol=1e-6)
+    assert model.bound().value == model.feature_bound().value
+    with pytest.raises(ValueError, match="head is 'projection' and num_classes is 2000"):
+        dataclasses.replace(config, num_classes=2000)
+
+
 def test_an_orthogonal_head_makes_all_logits_one_lipschitz():
     config = ConvNetConfig(
         image_shape=(4, 4, 1),

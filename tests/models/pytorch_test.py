@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from lipjax import nn
+from lipjax import margin, nn
 from lipjax.models import pytorch
 from lipjax.spectral import conv_gram_iteration
 
@@ -87,6 +87,8 @@ def published(state, x, layer):
             step = 2 / np.linalg.norm(weight, 2) ** 2
         x = x - (step * hidden) @ weight
     last = "7" if layer == "sll" else "last_last"
+    if f"{last}.weight" not in state:  # PoolingLinear with "trunc"
+        return x[:, :CLASSES]
     vectors = np.float64(state[f"{last}.weight"])
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return x @ vectors.T + state[f"{last}.bias"]
@@ -116,6 +118,59 @@ def test_cpl_is_the_published_function_with_a_bound_in_place_of_the_estimate():
     expected = published(state, x.transpose(0, 3, 1, 2), "cpl")
     np.testing.assert_allclose(model(x), expected, atol=2e-3)
     assert float(nn.freeze(model).feature_bound().value) <= 1 + 1e-5
+
+
+def truncated_state():
+    """Without `--lln` the published last layer has no arrays."""
+    return {k: v for k, v in cpl_state().items() if not k.startswith("last_last")}
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_cpl_without_a_last_layer_takes_the_first_features_in_the_published_order(dense):
+    state = truncated_state()
+    if not dense:
+        state = {k: v for k, v in state.items() if not k.startswith("layers_linear")}
+    x = RNG.random((3, SIZE, SIZE, 3)).astype(np.float32)
+    options = dict(image_shape=(SIZE, SIZE, 3), num_classes=CLASSES)
+    model = pytorch.from_state_dict(state, **options)
+    expected = published(state, x.transpose(0, 3, 1, 2), "cpl")
+    assert expected.shape == (3, CLASSES) and np.abs(expected).max() > 0.2
+    np.testing.assert_allclose(model(x), expected, atol=2e-3)
+    assert np.abs(model.features(x)[:, :CLASSES] - expected).max() > 0.05  # in the order here
+    prefixed = {f"module.model.{name}": array for name, array in state.items()}
+    np.testing.assert_array_equal(pytorch.from_state_dict(prefixed, **options)(x), model(x))
+
+
+def test_a_projection_is_certified_with_the_square_root_of_2():
+    state, options = truncated_state(), dict(image_shape=(SIZE, SIZE, 3), num_classes=CLASSES)
+    model = nn.freeze(pytorch.from_state_dict(state, **options))
+    features, logits = model.feature_bound(), model.bound()
+    assert logits.value == features.value <= 1 + 1e-5 and logits.kind == "upper"
+    vectors = np.asarray(model.class_vectors())
+    np.testing.assert_array_equal(vectors.T @ vectors, np.eye(CLASSES))
+    x = RNG.random((4, SIZE, SIZE, 3)).astype(np.float32)
+    np.testing.assert_allclose(model(x), model.features(x) @ vectors, atol=1e-6)
+    for output in model(x):
+        pairwise = margin.certify(output, lipschitz=features, head=vectors)
+        plain = margin.certify(output, lipschitz=logits)
+        np.testing.assert_allclose(pairwise.radius, plain.radius, rtol=1e-5)
+        top = np.sort(np.float64(output))[::-1]
+        exact = (top[0] - top[1]) / np.sqrt(2)
+        assert pairwise.radius <= exact and plain.radius <= exact
+        np.testing.assert_allclose(plain.radius, exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options,word",
+    [
+        (dict(num_classes=17), "head is 'projection' and num_classes is 17"),
+        (dict(num_classes=0), "num_classes is 0"),
+        (dict(image_shape=(16, 16, 3)), "image_shape is .* takes 16"),
+    ],
+)
+def test_a_projection_that_does_not_fit_is_named(options, word):
+    with pytest.raises(ValueError, match=word):
+        pytorch.from_state_dict(truncated_state(), **dict(image_shape=(SIZE, SIZE, 3)) | options)
 
 
 def test_the_mean_is_subtracted():
