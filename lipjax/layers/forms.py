@@ -256,8 +256,8 @@ def representable(step: Array) -> Array:
 PROVED = 1 + 1e-6
 """Up to this squared norm the quick proof is taken as it is, where the slow one takes long."""
 
-CHEAP_DENSE, CHEAP_CONV = 2**20, 2**16
-"""Kernels of linear forms up to these sizes get the slow proof too: a second or two on a CPU."""
+CHEAP_DENSE, CHEAP_CONV = 2**20, 2**28
+"""Linear forms up to this size, or work at all frequencies, get the slow proof too: about a second."""
 
 
 def _squared_norm(kernel, log_q, step):
@@ -266,7 +266,7 @@ def _squared_norm(kernel, log_q, step):
     if float(jnp.min(scale)) < 0:  # no diagonal T at all
         return jnp.inf
     # Residual forms gain nothing from norms below 1; linear ones may be far below what row sums say.
-    cheap = step is None and kernel.size <= (CHEAP_DENSE if kernel.ndim == 2 else CHEAP_CONV)
+    cheap = step is None and _is_cheap(kernel)
     rows, cols = kernel.shape[-2:]
     quick, of_inputs = jnp.inf, step is None and log_q.shape[-1] == rows
     if of_inputs:  # the witness may be theirs
@@ -279,6 +279,15 @@ def _squared_norm(kernel, log_q, step):
         if float(quick) <= PROVED and not cheap:
             return quick
     return jnp.fmin(quick, _slow_proof(kernel, scale))
+
+
+def _is_cheap(kernel):
+    *window, rows, cols = kernel.shape
+    if not window:
+        return kernel.size <= CHEAP_DENSE
+    frequencies = math.prod(max(32, 16 * (k - 1)) for k in window) // 2
+    least, most = sorted((rows, cols))
+    return most <= 512 and frequencies * most * least**2 <= CHEAP_CONV
 
 
 def _quick_proof(kernel, log_q, scale, *, again):
