@@ -201,7 +201,7 @@ class TestLayers:
             oracles.norm(
                 np.asarray(jax.jacobian(lambda x: layer.apply(weights, x, activation=cheat))(x))
             )
-            for x in self.points(layer)
+            for x in self.points(layer, 12)
         ]
         assert max(norms) > 1.5
 

@@ -144,6 +144,7 @@ def published_radius(p, *, lipschitz, sigma) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         slope = _density(np.abs(exact / sigma), 1 / (constant * sigma)) / _normal(z)
         found = sigma * z / slope
+    found = np.where(np.isnan(found), np.where(p <= 0.5, 0.0, exact), found)  # p is 0 or 1
     # Where a constant tells nothing both are Cohen's, and this one is not rounded down.
     return np.clip(found, 0.0, np.maximum(exact, 0.0))[()]
 

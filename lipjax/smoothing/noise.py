@@ -198,6 +198,14 @@ class IntegerGaussian:
                 )
 
 
+def _token(mask) -> int:
+    """As a Python integer that every token type of at least 32 bits holds."""
+    value = np.asarray(mask)
+    if value.ndim or not np.issubdtype(value.dtype, np.integer) or abs(int(value)) >= 2**31:
+        raise ValueError(f"mask is {mask!r}; it must be an integer of 32 bits.")
+    return int(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """Replaces, masks or ablates tokens.
@@ -227,9 +235,7 @@ class Tokens:
             wanted = "None" if replaces else "the token of a masked place"
             raise ValueError(f"mask is {self.mask!r}; with {self.kernel!r} it must be {wanted}.")
         if not replaces:
-            if isinstance(self.mask, bool) or not isinstance(self.mask, int | np.integer):
-                raise ValueError(f"mask is {self.mask!r}; it must be an integer.")
-            object.__setattr__(self, "mask", int(self.mask))
+            object.__setattr__(self, "mask", _token(self.mask))
 
     def __call__(self, key: Array, x: Array) -> Array:
         kernel = self.kernel

@@ -29,7 +29,8 @@ def softmax(logits: Array, *, temperature=1.0) -> Array:
     >>> [round(float(p), 4) for p in softmax(jnp.array([1.0, 0.0]))]
     [0.7311, 0.2689]
     """
-    return jax.nn.softmax(_scaled(logits, temperature))
+    logits, temperature = _known(logits, temperature)
+    return jax.nn.softmax(_below(logits) / temperature)
 
 
 def sparsemax(logits: Array, *, temperature=1.0) -> Array:
@@ -53,7 +54,7 @@ def entmax(logits: Array, *, temperature=1.0) -> Array:
     >>> [round(float(p), 4) for p in entmax(jnp.array([1.0, 0.0, -5.0]))]
     [0.8307, 0.1693, 0.0]
     """
-    z = _below_the_first(logits, 2 * temperature)
+    z = _below_the_first(logits, temperature, 2)
     ordered, rank = _ordered(z)
     mean = jnp.cumsum(ordered, axis=-1) / rank
     spread = jnp.cumsum(ordered * ordered, axis=-1) - rank * mean * mean
@@ -123,15 +124,20 @@ def _scaled(logits, temperature):
     return logits / temperature
 
 
-def _below_the_first(logits, temperature):
-    """`z / T` less its maximum, at least -2: entries below -1 are never in the support.
-
-    The maximum is subtracted first: compilers contract the quotient with the difference, and what that
-    leaves of the largest entry may be anything.
-    """
+def _below_the_first(logits, temperature, factor=1):
+    """`z / (factor T)` less its maximum, at least -2: entries below -1 are never in the support."""
     logits, temperature = _known(logits, temperature)
-    below = logits - jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.maximum(below, -2 * temperature) / temperature
+    temperature = factor * temperature
+    return jnp.maximum(_below(logits), -2 * temperature) / temperature
+
+
+def _below(logits):
+    """Less their maximum, which is subtracted before a division by the temperature.
+
+    Compilers contract the quotient with the difference, and what that leaves of the largest entry may
+    be anything.
+    """
+    return logits - jnp.max(logits, axis=-1, keepdims=True)
 
 
 def _known(logits, temperature):

@@ -201,6 +201,9 @@ def trade_off(
     _checks.integer(2, num_samples=num_samples)
     planned = num_samples if planned_samples is None else planned_samples
     _checks.integer(2, planned_samples=planned)
+    alpha, _ = _counts.levels(alpha, sigma)
+    if not len(xs):
+        raise ValueError("xs is empty; it must hold the examples that the maps are compared on.")
     maps = tuple((str(name), float(temperature)) for name, temperature in maps)
     if not maps:
         raise ValueError("maps is empty; it must hold (name, temperature) pairs.")
@@ -231,7 +234,6 @@ def trade_off(
     variance = np.stack([m.variance for m in found]).reshape(shape) * (1 - 1 / num_samples)
     labels = np.asarray(labels)
     radii = np.zeros(shape[:2])
-    alpha, _ = _counts.levels(alpha, sigma)
     best, levels, _ = _shares(mean, variance / num_samples, alpha, "weighted", 1.0 / num_samples)
     trials = np.full((*shape[:2], 1), planned)
     lower, upper = _bounds(mean, variance, trials, levels, "both")

@@ -388,3 +388,10 @@ def test_the_published_radius_is_never_larger():
                 np.testing.assert_allclose(
                     published, cohen, rtol=1e-4 * (1e3 / product) ** 2 + 1e-9
                 )
+
+
+@pytest.mark.parametrize("constant", [0.5, np.inf])
+def test_the_published_radius_of_certain_scores(constant):
+    found = lipschitz.published_radius(np.array([0.0, 1.0]), lipschitz=constant, sigma=0.5)
+    exact = lipschitz.radius(1.0, lipschitz=constant, sigma=0.5)
+    assert found[0] == 0 and found[1] == exact

@@ -383,3 +383,11 @@ def test_no_value_wraps_around_with_dither():
         with pytest.raises(ValueError, match="it must lie within .-1, the levels"):
             law.check(x)
     law.check(np.array([1, -1, 0]))
+
+
+def test_masks_may_be_arrays_and_fit_into_32_bits():
+    for mask in (np.int8(9), np.array(9), jnp.int32(9)):
+        assert Tokens(Mask(1.0), mask=mask)(jax.random.key(0), jnp.array([1, 2])).tolist() == [9, 9]
+    for mask in (2**40, 2**70, True, 9.5, "a", jnp.array([9])):
+        with pytest.raises(ValueError, match=r"mask is .*integer of 32 bits"):
+            Tokens(Mask(1.0), mask=mask)

@@ -122,3 +122,13 @@ def test_cold_maps_under_jit_are_those_outside(name, temperature):
     z = jnp.array([[5.0, 0.0, 0.0], [0.3, 0.7, -1.1], [1.3, 1.1, 1.2]])
     for run in (fn, jax.jit(fn), jax.vmap(fn)):
         np.testing.assert_allclose(run(z), jnp.eye(3)[jnp.array([0, 1, 0])], atol=1e-6)
+
+
+def test_the_temperature_of_entmax_is_doubled_as_a_float():
+    """Twice 200 does not fit into eight bits, and errors quote what was passed."""
+    z = jnp.array([1.0, 0.5])
+    np.testing.assert_allclose(
+        simplex.entmax(z, temperature=np.uint8(200)), simplex.entmax(z, temperature=200.0)
+    )
+    with pytest.raises(ValueError, match=r"temperature is -1\.0"):
+        simplex.entmax(z, temperature=-1.0)
