@@ -121,8 +121,10 @@ def _narrow_convolved(x, kernel, padding):
 def _narrow_convolved_jvp(padding, primals, tangents):
     (x, kernel), (dx, dkernel) = primals, tangents
     fast = _on_cpus(_narrow.scattered, _narrow_convolved, padding)
+    # Without the barrier XLA adds the shifts again for the backward pass, and keeps all products for it.
+    value = lax.optimization_barrier(fast(x, kernel))
     # The gradient for x transposes the first of these two, which XLA does well.
-    return fast(x, kernel), _convolved(dx, kernel, padding, 1) + fast(x, dkernel)
+    return value, _convolved(dx, kernel, padding, 1) + fast(x, dkernel)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
