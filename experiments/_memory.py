@@ -11,8 +11,9 @@ def keep_freed_memory() -> bool:
 
     By itself it maps every large array anew and gives it back when it is freed, and each page of it
     costs a fault at its first use: on CPUs 80,000 in a training step of four convolutions of 48
-    channels on 128 images, a fifth of that or less when kept. Call it before the first computation, in
-    programs and not in libraries: it holds for the whole process, whose memory stays at its peak.
+    channels on 128 images, a fifth of that or less when kept. Call it where a program starts, before
+    the first computation, and nowhere that others call: it holds for the whole process, whose memory
+    stays at its peak.
 
     Returns:
         Whether the C library does so now.

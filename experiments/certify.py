@@ -54,7 +54,6 @@ class Evaluation(NamedTuple):
 
 def main(arguments=None) -> dict:
     """Certifies a run and returns the report that it wrote."""
-    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.certify",
         usage="%(prog)s RUN [field=value ...] [--data-dir DIR] [--out FILE]",
@@ -261,4 +260,5 @@ def _batches(array):
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -47,7 +47,6 @@ POINTS = 1000
 
 def main(arguments=None) -> list[dict]:
     """Trains what is missing, and prints the table."""
-    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.compare_layers",
         description=__doc__,
@@ -251,4 +250,5 @@ def table(rows) -> str:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

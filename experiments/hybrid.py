@@ -37,7 +37,6 @@ from lipjax.training import cross_entropy, init_state, make_step, triangular
 
 def main(arguments=None) -> dict:
     """Trains, certifies and returns the report."""
-    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.hybrid",
         usage="%(prog)s CONFIG [field=value ...] [--data-dir DIR] [--run-dir DIR] [--out FILE]",
@@ -385,4 +384,5 @@ def training_fields(config) -> dict:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

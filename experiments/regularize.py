@@ -95,7 +95,6 @@ class ResNet(nnx.Module):
 
 def main(arguments=None) -> list[Result]:
     """Trains both and prints the table."""
-    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.regularize",
         description=__doc__,
@@ -210,4 +209,5 @@ def train(data: Dataset, args, weight: float) -> Result:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -40,7 +40,6 @@ BANDS = ("auto (the default)", "soft scores", "soft, Lipschitz-aware")
 
 def main(arguments=None) -> dict:
     """Certifies from the log of a run."""
-    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.smooth",
         usage="%(prog)s RUN [field=value ...] [--data-dir DIR] [--out FILE]",
@@ -474,4 +473,5 @@ def fingerprint(model) -> str:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -17,7 +17,6 @@ from experiments._memory import keep_freed_memory
 
 def main(arguments=None) -> Path:
     """Trains and returns the run directory."""
-    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.train",
         usage="%(prog)s CONFIG [field=value ...] [--data-dir DIR] [--run-dir DIR]",
@@ -110,4 +109,5 @@ def steps_skipped(run_dir: Path) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

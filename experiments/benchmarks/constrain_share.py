@@ -31,7 +31,6 @@ from lipjax.models import SIZES, LipschitzConvNet
 
 def main(arguments=None) -> dict:
     """Measures, prints and writes."""
-    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="S", choices=sorted(SIZES))
     parser.add_argument("--batch-size", type=int, default=256)
@@ -154,4 +153,5 @@ def _operations(stack) -> dict:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -81,7 +81,6 @@ INSIDE = (*RESIDUAL, "sandwich")
 
 def main(arguments=None) -> dict:
     """Measures, prints and writes."""
-    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -464,4 +463,5 @@ def _versions() -> dict:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -34,7 +34,6 @@ OPTIONS = dict(sigma=0.5, alpha=0.001)
 
 def main(arguments=None) -> dict:
     """Measures, prints and writes."""
-    keep_freed_memory()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.smoothing",
         description=__doc__,
@@ -180,4 +179,5 @@ def sampling(rounds: int) -> list[dict]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

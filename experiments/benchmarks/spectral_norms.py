@@ -40,7 +40,6 @@ COUNTS = (2, 3, 4, 5, 6, 8, 10)
 
 def main(arguments=None) -> dict:
     """Measures, prints and writes."""
-    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -272,4 +271,5 @@ def plot(path, report) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

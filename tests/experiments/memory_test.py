@@ -2,11 +2,15 @@
 
 import ctypes
 import importlib
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+
+from experiments import _memory
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,8 +53,6 @@ def test_arrays_that_come_and_go_cost_no_page_faults():
 
 
 def test_other_platforms_are_left_alone(monkeypatch):
-    from experiments import _memory
-
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", None)  # not to be called
     assert _memory.keep_freed_memory() is False
@@ -61,9 +63,14 @@ def test_other_platforms_are_left_alone(monkeypatch):
     ["train", "certify", "compare_layers", "regularize", "hybrid", "smooth"]
     + [f"benchmarks.{b}" for b in ("layers", "constrain_share", "smoothing", "spectral_norms")],
 )
-def test_every_program_keeps_its_memory(name, monkeypatch):
-    program, calls = importlib.import_module(f"experiments.{name}"), []
-    monkeypatch.setattr(program, "keep_freed_memory", lambda: calls.append(name))
+def test_every_program_keeps_its_memory_and_no_caller_of_main(name, monkeypatch):
+    calls = []
+    monkeypatch.setattr(_memory, "keep_freed_memory", lambda: calls.append(name))
+    monkeypatch.setattr(sys, "argv", [name, "--no-such-option"])
     with pytest.raises(SystemExit):
-        program.main(["--no-such-option"])
+        importlib.import_module(f"experiments.{name}").main(["--no-such-option"])
+    assert calls == []
+    with pytest.raises(SystemExit), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the module has been imported already
+        runpy.run_module(f"experiments.{name}", run_name="__main__")
     assert calls == [name]
