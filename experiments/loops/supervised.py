@@ -110,6 +110,8 @@ def train(
     _checks.integer(1, num_microbatches=num_microbatches)
     _check_mesh(mesh, batch_size, num_microbatches)
     everywhere, of_rows = _shardings(mesh)
+    # On CPUs a collective holds a thread for every device, and steps in a queue wait for each other's.
+    in_turn = mesh is not None and mesh.devices.flat[0].platform == "cpu"
     run_dir = Path(run_dir)
     config = (config or {}) | {
         "num_steps": num_steps,
@@ -179,6 +181,8 @@ def train(
                 for _ in range(step, stop):
                     leaves, metrics = take_step(leaves, data, *rows)
                     taken.append(metrics)
+                    if in_turn:
+                        jax.block_until_ready(leaves)
                 step, rows = stop, rows_from(stop)  # the device is still at work
                 taken = [{k: float(v) for k, v in m.items()} for m in jax.device_get(taken)]
                 window = _write_lines(lines, window + taken, step, log_every, num_steps)

@@ -22,6 +22,11 @@ def standard_promotion():
         yield
 
 
+@pytest.fixture(autouse=True)
+def one_device():
+    """All of them, here."""
+
+
 def parameters(run, config):
     with Checkpoints(run / "checkpoints", every=1) as checkpoints:
         restored = checkpoints.restore_latest(setup.network(config), part=".params")
@@ -62,6 +67,19 @@ def test_eight_devices_train_as_one(config, on_one, tmp_path, monkeypatch):
     assert {(kw["mesh"].size, kw["axis"]) for kw in meshes} == {(8, "data")}
     for leaf in jax.tree.leaves(states[0]):
         assert len(leaf.sharding.device_set) == 8 and leaf.sharding.is_fully_replicated
+
+
+def test_steps_on_emulated_devices_do_not_queue(config, tmp_path, monkeypatch):
+    """Two at a time wait for each other's threads for ever where cores are few and busy."""
+    waited = []
+    ready = jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(1) or ready(x))
+    train.train(config, tmp_path / "run")
+    assert len(waited) >= 12
+    waited.clear()
+    monkeypatch.setattr(setup, "mesh", lambda config: None)
+    train.train(config, tmp_path / "one")
+    assert len(waited) < 12
 
 
 @pytest.mark.parametrize("first", ["one", "eight"])
