@@ -1,5 +1,6 @@
 """What contractions share that end in a plain kernel."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -48,14 +49,46 @@ def adjoint(x):
     return jnp.conj(jnp.swapaxes(x, -1, -2))
 
 
+@jax.custom_jvp
+def gram(w):
+    """`W^* W`; the two halves of its derivative are one product, which reverse mode does not see."""
+    return matmul(adjoint(w), w)
+
+
+@gram.defjvp
+def _gram_jvp(primals, tangents):
+    half = matmul(adjoint(primals[0]), tangents[0])
+    return gram(*primals), half + adjoint(half)
+
+
 def whitened(v, eps: float):
     """`V L^-*` with `L L^* = V^* V + eps mean(diag) I`: of norm at most 1, near 1 unless V is small."""
-    gram = matmul(adjoint(v), v)
-    cols = v.shape[-1]
+    return _whitened(v, eps)[0]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _whitened(v, eps):
+    """`whitened`, and the `L^-1` that it takes; four products for a gradient, as many as inputs have."""
+    product, cols = gram(v), v.shape[-1]
     # Where the kernel is zero any positive number will do; the factor must exist.
-    damping = (eps * einsum("...ii->...", gram).real / cols + 1e-12).astype(v.dtype)
-    eye = jnp.broadcast_to(jnp.eye(cols, dtype=v.dtype), gram.shape)
-    return matmul(v, adjoint(inverse_factor(gram + eye * damping[..., None, None])))
+    damping = (eps * einsum("...ii->...", product).real / cols + 1e-12).astype(v.dtype)
+    eye = jnp.broadcast_to(jnp.eye(cols, dtype=v.dtype), product.shape)
+    inverse = _factored(product + eye * damping[..., None, None])
+    return matmul(v, adjoint(inverse)), inverse
+
+
+@_whitened.defjvp
+def _whitened_jvp(eps, primals, tangents):
+    (v,), (dv,) = primals, tangents
+    made, inverse = _whitened(v, eps)
+    moved = matmul(dv, adjoint(inverse))
+    across = matmul(adjoint(made), moved)
+    damping = (2 * eps / v.shape[-1]) * jnp.sum(
+        (jnp.conj(v) * dv).real, axis=(-2, -1), keepdims=True
+    )
+    inside = across + adjoint(across) + matmul(inverse, adjoint(inverse)) * damping.astype(v.dtype)
+    half = (jnp.tril(inside) + jnp.tril(inside, -1)) / 2  # L^-1 dL, of the factor L
+    return (made, inverse), (moved - matmul(made, adjoint(half)), -matmul(half, inverse))
 
 
 def one_by_one(fn):
@@ -86,12 +119,13 @@ def one_by_one(fn):
     return run
 
 
-@one_by_one
 def _factored(matrix):
-    eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
-    lower = jnp.linalg.cholesky(matrix)
-    eye = jnp.broadcast_to(eye, matrix.shape)
-    return jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+    return _lower_inverted(_cholesky(matrix))
+
+
+@one_by_one
+def _cholesky(matrix):
+    return jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
 
 
 @one_by_one
@@ -100,22 +134,8 @@ def _inverted(matrix):
 
 
 @jax.custom_jvp
-def inverse_factor(matrix):
-    """`L^-1` of `L L^*`, a positive definite matrix; its derivative takes products alone."""
-    return _factored(matrix)
-
-
-@inverse_factor.defjvp
-def _inverse_factor_jvp(primals, tangents):
-    inverse, moved = inverse_factor(*primals), tangents[0]
-    inside = matmul(inverse, matmul(moved, adjoint(inverse)))
-    half = (jnp.tril(inside) + jnp.tril(inside, -1)) / 2
-    return inverse, -matmul(half, inverse)
-
-
-@jax.custom_jvp
 def inverse(matrix):
-    """The inverse, whose derivative takes products alone; see `inverse_factor`."""
+    """The inverse, whose derivative takes products alone."""
     return _inverted(matrix)
 
 
@@ -125,16 +145,33 @@ def _inverse_jvp(primals, tangents):
     return made, -matmul(made, matmul(tangents[0], made))
 
 
+SOLVED = 128
+"""Triangular matrices up to this size are inverted by solving; larger ones in halves, by products."""
+
+
+def _lower_inverted(matrix):
+    size = matrix.shape[-1]
+    if size <= SOLVED:
+        return _lower_solved(matrix)
+    half = size // 2
+    first = _lower_inverted(matrix[..., :half, :half])
+    last = _lower_inverted(matrix[..., half:, half:])
+    across = -matmul(last, matmul(matrix[..., half:, :half], first))
+    above = jnp.zeros((*matrix.shape[:-2], half, size - half), matrix.dtype)
+    rows = [jnp.concatenate(row, axis=-1) for row in ((first, above), (across, last))]
+    return jnp.concatenate(rows, axis=-2)
+
+
 @one_by_one
-def _upper_inverted(matrix):
+def _lower_solved(matrix):
     eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
-    return jax.lax.linalg.triangular_solve(matrix, eye, left_side=True)
+    return jax.lax.linalg.triangular_solve(matrix, eye, left_side=True, lower=True)
 
 
 @jax.custom_jvp
 def inverse_upper(matrix):
     """`inverse` of an upper triangular matrix."""
-    return _upper_inverted(matrix)
+    return jnp.swapaxes(_lower_inverted(jnp.swapaxes(matrix, -1, -2)), -1, -2)
 
 
 @inverse_upper.defjvp
@@ -145,4 +182,30 @@ def _inverse_upper_jvp(primals, tangents):
 
 def bjorck_step(w):
     """`(3 W - W W^* W) / 2` for at least as many rows as columns: norms up to 2 become at most 1."""
-    return 1.5 * w - 0.5 * matmul(w, matmul(adjoint(w), w))
+    return 1.5 * w - 0.5 * matmul(w, gram(w))
+
+
+@jax.custom_jvp
+def straightened(w):
+    """`bjorck_step` of columns that are orthonormal but for rounding, which it takes off.
+
+    Its derivative is the identity: it is for functions whose values, and so whose derivatives, lie
+    along the orthonormal matrices, where a step moves nothing but rounding.
+    """
+    return bjorck_step(w)
+
+
+@straightened.defjvp
+def _straightened_jvp(primals, tangents):
+    return straightened(*primals), tangents[0]
+
+
+@jax.custom_batching.custom_vmap
+def at_most(value, limit):
+    """Whether it is; of a batch, whether all are, so that a `cond` on it computes one branch."""
+    return value <= limit
+
+
+@at_most.def_vmap
+def _all_at_most(size, batched, value, limit):
+    return at_most(jnp.max(value), jnp.max(limit)), False

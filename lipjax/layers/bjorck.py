@@ -18,7 +18,7 @@ from jax import lax
 from lipjax import _checks
 from lipjax._numerics import matmul, safe_abs, safe_norm
 from lipjax.layers import _parameters, forms, normalized
-from lipjax.layers._explicit import Params, adjoint, isometric, leading_one, upright
+from lipjax.layers._explicit import Params, at_most, gram, isometric, leading_one, upright
 from lipjax.layers.forms import Linear
 from lipjax.layers.forms import linear_bound as bound
 from lipjax.layers.forms import linear_dense as apply_dense
@@ -56,43 +56,39 @@ def constrain_dense(params: Params, *, num_steps: int = 15) -> Linear:
 
     def steps(w):
         # An upper bound of the norm, tight for isometries, from the product of the first step.
-        gram = matmul(adjoint(w), w)
-        rows = jnp.max(jnp.sum(safe_abs(gram), axis=-1))
-        square = jnp.minimum(rows, safe_norm(gram))
+        product = gram(w)
+        rows = jnp.max(jnp.sum(safe_abs(product), axis=-1))
+        square = jnp.minimum(rows, safe_norm(product))
         inverse = jnp.where(square == 0, 1, 1 / jnp.where(square == 0, 1, square))
-        first = _stepped(w * jnp.sqrt(inverse), gram * inverse)
-        return lax.scan(_step, first, length=num_steps - 1)[0][0]
+        carry = _stepped(w * jnp.sqrt(inverse), product * inverse)
+        if num_steps > 1:
+            carry = _unless_done(_step, carry)
+        if num_steps > 2:  # made again for the gradient: kept, they would fill memory when not made
+            carry = _unless_done(jax.checkpoint(functools.partial(_steps, num_steps - 2)), carry)
+        return carry[0]
 
     return forms.linear(upright(steps, leading_one(params.kernel)), params.bias)
 
 
-def _step(carry, _):
-    """One step, unless `W^T W` is the identity already."""
-    w, away = carry
-    done = _at_most(lax.stop_gradient(away), 0.1 * jnp.finfo(w.dtype).eps)
-
-    def step(w, _):
-        return _stepped(w, matmul(adjoint(w), w))
-
-    return lax.cond(done, lambda w, away: (w, away), step, w, away), None
+def _unless_done(steps, carry):
+    """`steps` of W and its distance from an isometry, unless one more would change nothing."""
+    done = at_most(lax.stop_gradient(carry[1]), 0.1 * jnp.finfo(carry[0].dtype).eps)
+    return lax.cond(done, lambda carry: carry, steps, carry)
 
 
-def _stepped(w, gram):
+def _steps(length, carry):
+    return lax.scan(lambda carry, _: (_unless_done(_step, carry), None), carry, length=length)[0]
+
+
+def _step(carry):
+    return _stepped(carry[0], gram(carry[0]))
+
+
+def _stepped(w, product):
     """The next W, and a bound on how far its `W^T W` is from the identity."""
-    away = jnp.linalg.norm(lax.stop_gradient(gram) - jnp.eye(w.shape[-1], dtype=w.dtype))
+    away = jnp.linalg.norm(lax.stop_gradient(product) - jnp.eye(w.shape[-1], dtype=w.dtype))
     # A step takes e = 1 - s^2 to (3 e^2 + e^3) / 4.
-    return 1.5 * w - 0.5 * matmul(w, gram), away * away * (3 + away) / 4
-
-
-@jax.custom_batching.custom_vmap
-def _at_most(away, limit):
-    return away <= limit
-
-
-@_at_most.def_vmap
-def _all_at_most(size, batched, away, limit):
-    """One answer for a batch: with one for each, all layers would take all steps."""
-    return _at_most(jnp.max(away), jnp.max(limit)), False
+    return 1.5 * w - 0.5 * matmul(w, product), away * away * (3 + away) / 4
 
 
 def freeze_dense(params: Params, *, num_steps: int = 15) -> Linear:

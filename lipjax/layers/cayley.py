@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from lipjax import _checks
 from lipjax._numerics import matmul, safe_norm, safe_reciprocal
 from lipjax.layers import _initializers, _parameters, _transfer, forms
-from lipjax.layers._explicit import adjoint, bjorck_step, inverse, leading_one, upright
+from lipjax.layers._explicit import adjoint, gram, inverse, leading_one, straightened, upright
 from lipjax.layers._transfer import Transfer
 from lipjax.layers._transfer import apply as apply_conv
 from lipjax.layers._transfer import multiply as linear_conv
@@ -118,7 +118,7 @@ def transform(matrix: Array) -> Array:
             f"matrix has shape {matrix.shape}; it must have at least as many rows as columns."
         )
     u, v = matrix[..., :cols, :], matrix[..., cols:, :]
-    skew = u - adjoint(u) + matmul(adjoint(v), v)
+    skew = u - adjoint(u) + gram(v)
     eye = jnp.broadcast_to(jnp.eye(cols, dtype=matrix.dtype), skew.shape)
     solved = inverse(eye + skew)
     return jnp.concatenate([2 * solved - eye, -2 * matmul(v, solved)], axis=-2)
@@ -126,7 +126,7 @@ def transform(matrix: Array) -> Array:
 
 def _transformed(matrix):
     """The transform, and a step that takes off its rounding, which grows with the scale."""
-    return bjorck_step(transform(matrix))
+    return straightened(transform(matrix))
 
 
 def _init(key, shape) -> Params:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from lipjax import _checks
 from lipjax._numerics import matmul, power_of_two, safe_norm, safe_reciprocal
 from lipjax.layers import _parameters, forms
-from lipjax.layers._explicit import bjorck_step, inverse_upper, upright
+from lipjax.layers._explicit import inverse_upper, straightened, upright
 from lipjax.layers.forms import Linear
 from lipjax.layers.forms import linear_bound as bound
 from lipjax.layers.forms import linear_dense as apply_dense
@@ -76,7 +76,7 @@ def constrain_dense(params: Params) -> Linear:
     solved = matmul(inverse_upper(upper), v[:cols].T)
     kernel = jnp.eye(rows, cols, dtype=v.dtype) - matmul(v[:rows], solved)
     # Rounding is multiplied by the condition of the factor, to 2e-4 for 1000 reflections.
-    return forms.linear(upright(bjorck_step, kernel), params.bias)
+    return forms.linear(upright(straightened, kernel), params.bias)
 
 
 def freeze_dense(params: Params) -> Linear:

@@ -18,11 +18,11 @@ from lipjax._numerics import matmul
 from lipjax.layers import _parameters, forms
 from lipjax.layers._explicit import (
     Params,
-    bjorck_step,
     inverse_upper,
     isometric,
     leading_one,
     one_by_one,
+    straightened,
     upright,
     whitened,
 )
@@ -66,30 +66,31 @@ def freeze_dense(params: Params, *, method: str = "qr") -> Linear:
 
 
 def _unrounded(w):
-    """Orthonormal columns, and a step that takes off the rounding of QR: 1e-5 for 1000 columns."""
-    return bjorck_step(_orthonormal(w))
+    """Orthonormal columns, without the rounding of QR: 1e-5 for 1000 columns."""
+    return straightened(_orthonormal(w)[0])
 
 
 @jax.custom_jvp
 def _orthonormal(w):
+    """Q and R with a positive diagonal."""
     q, r = _qr(w)
     q = jnp.where(jnp.isfinite(w).all(), q, jnp.nan)  # LAPACK may leave a NaN out
     sign = jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(w.dtype)
-    return q * jnp.broadcast_to(sign, q.shape)
+    return q * jnp.broadcast_to(sign, q.shape), r * jnp.broadcast_to(sign[:, None], r.shape)
 
 
 @_orthonormal.defjvp
 def _orthonormal_jvp(primals, tangents):
     (w,), (dw,) = primals, tangents
-    q = _orthonormal(w)  # itself, so that the rule can be differentiated again
-    r = jnp.triu(matmul(q.T, w))
+    q, r = _orthonormal(w)  # itself, so that the rule can be differentiated again
     diagonal = jnp.diagonal(r)
     least = 1e-6 * jnp.maximum(jnp.max(jnp.abs(diagonal)), 1e-6)
     missing = jnp.maximum(least - diagonal, 0)  # R has a diagonal of at least 0
     moved = matmul(dw, inverse_upper(r + jnp.diag(missing)))
     inside = matmul(q.T, moved)
     below = jnp.tril(inside, -1)
-    return q, moved + matmul(q, below - below.T - inside)
+    turn = below - below.T  # skew: dQ lies along the orthonormal matrices
+    return (q, r), (moved + matmul(q, turn - inside), jnp.triu(matmul(inside - turn, r)))
 
 
 @one_by_one

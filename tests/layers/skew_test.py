@@ -38,6 +38,22 @@ def test_large_kernels_turn_by_at_most_pi():
     np.testing.assert_allclose(weights.kernel, -np.eye(2), atol=2e-2)
 
 
+def test_small_and_large_kernels_in_one_batch():
+    """The norm is measured where a quick bound does not say that all are small."""
+    kernels = jnp.asarray(RNG.normal(size=(3, 7, 7)) * [[[0.1]], [[1.0]], [[50.0]]], jnp.float32)
+
+    def turn(kernel):
+        return skew.constrain_dense(skew.Params(kernel, jnp.zeros(7))).kernel
+
+    def slope(kernel):
+        return jax.grad(lambda k: (turn(k) ** 3).sum())(kernel)
+
+    for fn, error in ((turn, 1e-5), (slope, 1e-4)):
+        one_by_one = np.stack([fn(kernel) for kernel in kernels])
+        np.testing.assert_allclose(jax.vmap(fn)(kernels), one_by_one, atol=error)
+        np.testing.assert_allclose(jax.vmap(fn)(kernels[:1]), one_by_one[:1], atol=error)
+
+
 @pytest.mark.parametrize("cols", [512, 300])
 def test_rotations_of_many_features_do_not_expand(cols):
     """The rounding of the exponential alone is 1e-5 there."""
