@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import jax
@@ -183,14 +184,20 @@ def trained(config: configs.HybridConfig, data: mixed.Mixed, run_dir: Path):
     leaves, treedef = jax.tree.flatten(model)
     path = run_dir / "weights.npz"
     if path.exists():
-        with np.load(path, allow_pickle=False) as stored:
-            others = differing(json.loads(str(stored["config"])), wanted)
-            if others:
-                raise ValueError(
-                    f"--run-dir is {str(run_dir)!r}, which holds a run with other settings, "
-                    f"{others}; name another directory."
-                )
-            leaves = [jnp.asarray(stored[f"leaf_{i}"]) for i in range(len(leaves))]
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                others = differing(json.loads(str(stored["config"])), wanted)
+                if not others:
+                    leaves = [jnp.asarray(stored[f"leaf_{i}"]) for i in range(len(leaves))]
+        except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{path} holds no weights of this experiment ({error}); delete it to train again."
+            ) from None
+        if others:
+            raise ValueError(
+                f"--run-dir is {str(run_dir)!r}, which holds a run with other settings, "
+                f"{others}; name another directory."
+            )
         model = jax.tree.unflatten(treedef, leaves)
     else:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -119,13 +119,11 @@ def one_by_one(fn):
     return run
 
 
-def _factored(matrix):
-    return _lower_inverted(_cholesky(matrix))
-
-
 @one_by_one
-def _cholesky(matrix):
-    return jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
+def _factored(matrix):
+    eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
+    lower = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
+    return jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
 
 
 @one_by_one
@@ -145,33 +143,16 @@ def _inverse_jvp(primals, tangents):
     return made, -matmul(made, matmul(tangents[0], made))
 
 
-SOLVED = 128
-"""Triangular matrices up to this size are inverted by solving; larger ones in halves, by products."""
-
-
-def _lower_inverted(matrix):
-    size = matrix.shape[-1]
-    if size <= SOLVED:
-        return _lower_solved(matrix)
-    half = size // 2
-    first = _lower_inverted(matrix[..., :half, :half])
-    last = _lower_inverted(matrix[..., half:, half:])
-    across = -matmul(last, matmul(matrix[..., half:, :half], first))
-    above = jnp.zeros((*matrix.shape[:-2], half, size - half), matrix.dtype)
-    rows = [jnp.concatenate(row, axis=-1) for row in ((first, above), (across, last))]
-    return jnp.concatenate(rows, axis=-2)
-
-
 @one_by_one
-def _lower_solved(matrix):
+def _upper_inverted(matrix):
     eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
-    return jax.lax.linalg.triangular_solve(matrix, eye, left_side=True, lower=True)
+    return jax.lax.linalg.triangular_solve(matrix, eye, left_side=True)
 
 
 @jax.custom_jvp
 def inverse_upper(matrix):
     """`inverse` of an upper triangular matrix."""
-    return jnp.swapaxes(_lower_inverted(jnp.swapaxes(matrix, -1, -2)), -1, -2)
+    return _upper_inverted(matrix)
 
 
 @inverse_upper.defjvp

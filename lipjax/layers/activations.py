@@ -190,6 +190,7 @@ def householder(x: Array, angles: Array) -> Array:
     """
     x = _last_axis(x)
     a, b, rest = _pairs(x)
+    angles = _checks.array(angles=angles)
     _check_angles(angles, (a.shape[-1],), x)
     sin, cos = (jnp.broadcast_to(f(angles / 2), a.shape) for f in (jnp.sin, jnp.cos))
     twice = 2 * jax.nn.relu(a * sin - b * cos)
@@ -234,6 +235,7 @@ def householder_order_2(x: Array, angles: Array) -> Array:
     """
     x = _last_axis(x)
     a, b, rest = _pairs(x)
+    angles = _checks.array(angles=angles)
     _check_angles(angles, (3, a.shape[-1]), x)
     circle = 2 * math.pi
     t0, t1, t2 = jnp.clip(angles, 0, circle)

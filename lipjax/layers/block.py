@@ -89,12 +89,15 @@ class Strided(NamedTuple):
     steps: Array
 
 
-def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear | Strided:
+def constrain_conv(
+    params: Params, *, num_steps: int = 20, adaptive: bool = True
+) -> Linear | Strided:
     """The weights of the layer, a plain kernel of `k x k` taps, with the stride if there is one.
 
     Guarantee: norm at most 1 up to rounding, about 1e-6, for zero padding and every size, and for
     circular padding of sizes that the stride divides; `bound` proves what these floats have. A zero
-    kernel stays zero. Finite gradients everywhere. NaN in gives NaN out.
+    kernel stays zero. Finite gradients everywhere. NaN in gives NaN out. `num_steps` and `adaptive` as
+    in `lipjax.layers.bjorck`: second derivatives take `adaptive=False`.
 
     >>> import jax
     >>> weights = constrain_conv(init_conv(jax.random.key(0), 4, 4))
@@ -104,7 +107,8 @@ def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear | Strided:
     params = _parameters.of_conv(Params, params, 4)
     stride, _, rows, cols = params.kernel.shape
     flat = bjorck.Params(params.kernel.reshape(-1, cols), params.bias)
-    last = bjorck.constrain_dense(flat, num_steps=num_steps).kernel
+    orthogonal = functools.partial(bjorck.constrain_dense, num_steps=num_steps, adaptive=adaptive)
+    last = orthogonal(flat).kernel
     last = last.reshape(params.kernel.shape)
     if not params.factors.size:
         return _weights(last, params.bias, stride)
@@ -112,9 +116,7 @@ def constrain_conv(params: Params, *, num_steps: int = 20) -> Linear | Strided:
     total = jnp.eye(rows, dtype=last.dtype)[None, None]
     for axis, factors in enumerate(params.factors):
         for factor in factors:
-            basis = bjorck.constrain_dense(
-                bjorck.Params(factor, jnp.zeros(factor.shape[1], factor.dtype)), num_steps=num_steps
-            )
+            basis = orthogonal(bjorck.Params(factor, jnp.zeros(factor.shape[1], factor.dtype)))
             projection = matmul(basis.kernel, basis.kernel.T)
             rest = jnp.eye(rows, dtype=last.dtype) - projection
             near = einsum("ijnm,mk->ijnk", total, projection)

@@ -192,6 +192,9 @@ def convex_mix(x: Array, y: Array, logit: Array) -> Array:
     >>> convex_mix(jnp.ones(2), jnp.zeros(2), jnp.zeros(())).tolist()
     [0.5, 0.5]
     """
+    x, y = _checks.array(x=x), _checks.array(y=y)
+    if x.shape != y.shape:
+        raise ValueError(f"x has shape {x.shape} and y {y.shape}; they must be the same.")
     gate = jnp.broadcast_to(jax.nn.sigmoid(logit), x.shape)
     return gate * x + (1 - gate) * y
 

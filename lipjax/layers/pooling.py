@@ -47,7 +47,7 @@ def global_average(x: Array) -> Array:
     >>> global_average(jnp.ones((2, 2, 1))).item()
     2.0
     """
-    _checks.at_least_rank(3, _IMAGE, x=x)
+    x = _image(x)
     return x.sum((-3, -2)) / math.sqrt(x.shape[-3] * x.shape[-2])
 
 
@@ -60,12 +60,14 @@ def center(x: Array) -> Array:
     >>> center(jnp.array([[[1.0], [3.0]]])).ravel().tolist()
     [-1.0, 1.0]
     """
-    _checks.at_least_rank(3, _IMAGE, x=x)
+    x = _image(x)
     return x - x.mean((-3, -2), keepdims=True)
 
 
 def l2_pool(x: Array, window: int) -> Array:
     """Euclidean norm over windows, with derivative 0 where a window is 0; 1-Lipschitz."""
+    x = _image(x)
+    x = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
     return safe_norm(_blocks(x, window), axis=(-4, -2))
 
 
@@ -85,6 +87,7 @@ def space_to_depth(x: Array, window: int) -> Array:
     >>> space_to_depth(jnp.ones((4, 4, 3)), 2).shape
     (2, 2, 12)
     """
+    x = _image(x)
     blocks = _blocks(x, window)
     moved = jnp.moveaxis(blocks, -4, -3)
     moved = moved.reshape(*moved.shape[:-3], window, window * x.shape[-1])
@@ -106,7 +109,7 @@ def depth_to_space(x: Array, window: int) -> Array:
     (4, 4, 3)
     """
     _checks.integer(1, window=window)
-    _checks.at_least_rank(3, _IMAGE, x=x)
+    x = _image(x)
     if x.shape[-1] % window**2:
         raise ValueError(
             f"window is {window}; its square must divide the {x.shape[-1]} channels of x."
@@ -136,7 +139,7 @@ def upsample(x: Array, factor: int) -> Array:
     [0.5, 0.5, 0.5, 0.5]
     """
     _checks.integer(1, factor=factor)
-    _checks.at_least_rank(3, _IMAGE, x=x)
+    x = _image(x)
     return jnp.repeat(jnp.repeat(x, factor, axis=-3), factor, axis=-2) / factor
 
 
@@ -150,11 +153,14 @@ def repeat_channels(x: Array, repeats: int) -> Array:
     [1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0]
     """
     _checks.integer(1, repeats=repeats)
+    x = _channels(x)
     return jnp.concatenate([x] * repeats, axis=-1) / math.sqrt(repeats)
 
 
 def pad_channels(x: Array, channels: int) -> Array:
     """Appends channels of zeros up to `channels`; an isometry. Works on `float[..., c]`."""
+    _checks.integer(1, channels=channels)
+    x = _channels(x)
     if channels < x.shape[-1]:
         raise ValueError(
             f"channels is {channels}; x already has {x.shape[-1]} (use first_channels to drop some)."
@@ -165,15 +171,28 @@ def pad_channels(x: Array, channels: int) -> Array:
 def first_channels(x: Array, channels: int) -> Array:
     """Keeps the first `channels` channels; a projection. Works on `float[..., c]`."""
     _checks.integer(1, channels=channels)
+    x = _channels(x)
     if channels > x.shape[-1]:
         raise ValueError(f"channels is {channels}; x has only {x.shape[-1]}.")
     return x[..., :channels]
 
 
+def _image(x):
+    x = _checks.array(x=x)
+    _checks.at_least_rank(3, _IMAGE, x=x)
+    return x
+
+
+def _channels(x):
+    x = _checks.array(x=x)
+    _checks.at_least_rank(1, "[..., channels]", x=x)
+    return x
+
+
 def _blocks(x, window):
     """`[..., h / w, w, w' / w, w, c]`."""
     _checks.integer(1, window=window)
-    _checks.at_least_rank(3, _IMAGE, x=x)
+    x = _image(x)
     height, width = x.shape[-3:-1]
     if height % window or width % window:
         raise ValueError(

@@ -7,7 +7,9 @@ does so at each frequency.
 
 In float32 that formula expands when the columns of V are nearly dependent (measured: 1.01). Here V is
 made orthonormal first, $Q = I - 2 Y Y^T$ with $Y = V (V^T V + \varepsilon I)^{-1/2}$ up to a rotation,
-and two Björck steps on Y bring its norm to at most 1.
+and two Björck steps on Y bring its norm to at most 1. Where the columns of V have a condition beyond
+about $1 / \sqrt{8 u r}$, 130 for 128 of them in float32, the result is a contraction still, and no
+longer a reflection; frozen weights, made in float64, are one.
 
 Reference: Lai et al. (2025), https://arxiv.org/abs/2505.15174.
 """
@@ -57,8 +59,9 @@ def init_conv(
 def constrain_dense(params: Params) -> Linear:
     """The weights of the layer; the width stays.
 
-    Guarantee: norm at most 1 up to rounding, about 1e-6; `bound` proves what these floats have. A
-    zero kernel gives the identity. Finite gradients everywhere. NaN in gives NaN out.
+    Guarantee: norm at most 1 up to rounding, about 1e-6 and below 1e-5 for a thousand features;
+    `bound` proves what these floats have. A zero kernel gives the identity. Finite gradients
+    everywhere. NaN in gives NaN out.
 
     >>> import jax
     >>> weights = constrain_dense(init_dense(jax.random.key(0), 4))
@@ -97,8 +100,10 @@ def bound(weights: Linear | Transfer) -> Bound:
 
 
 def _reflect(v):
-    # Two Bjorck steps take out both the damping and what rounding left above 1.
-    basis = bjorck_step(bjorck_step(whitened(v, 8 * unit_roundoff(v.real.dtype) * v.shape[-1])))
+    # Two Bjorck steps take out the damping, and the last factor their rounding: in sums of numbers of
+    # one sign, of which a reflection doubles it, it grows like the root of their length.
+    u, (rows, cols) = unit_roundoff(v.real.dtype), v.shape[-2:]
+    basis = bjorck_step(bjorck_step(whitened(v, 8 * u * cols))) * (1 - 2 * u * rows**0.5)
     identity = jnp.eye(v.shape[-2], dtype=v.dtype)
     product = matmul(basis, adjoint(basis))
     return jnp.broadcast_to(identity, product.shape) - 2 * product

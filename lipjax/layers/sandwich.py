@@ -118,8 +118,13 @@ def of_contraction(weights: Linear | Transfer, log_psi: Array | None = None) -> 
             f"weights has a kernel of shape {weights.kernel.shape}; a sandwich layer from n to m "
             "features is made of a contraction from m + n to m features."
         )
-    if log_psi is None:
-        log_psi = jnp.zeros(cols)
+    log_psi = (
+        jnp.zeros(cols, weights.bias.dtype) if log_psi is None else _checks.array(log_psi=log_psi)
+    )
+    if log_psi.shape != (cols,):
+        raise ValueError(
+            f"log_psi has shape {log_psi.shape}; it must have one number for each of {cols} units."
+        )
     return Sandwich(weights.kernel, weights.bias, log_psi)
 
 

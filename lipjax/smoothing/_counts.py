@@ -79,7 +79,7 @@ def rest(chance) -> np.ndarray:
 def less_sure(chance, law_error: float):
     """A chance that something goes wrong, with noise whose law is off by so much."""
     _checks.within(0.0, 1.0, law_error=law_error)
-    return np.minimum(chance + law_error, 1.0)
+    return np.minimum(chance + float(law_error), 1.0)
 
 
 def chosen(selection):

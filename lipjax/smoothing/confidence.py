@@ -118,7 +118,7 @@ def failure_in_jit(successes, trials, *, alpha: float):
     for name, value in (("successes", successes), ("trials", trials)):
         if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
             raise ValueError(f"{name} has dtype {jnp.result_type(value)}; counts are integers.")
-    shape = jnp.broadcast_shapes(jnp.shape(successes), jnp.shape(trials))
+    shape = jnp.broadcast_shapes(jnp.shape(successes), jnp.shape(trials), np.shape(alpha))
 
     def on_host(k, n):
         k, n = np.broadcast_arrays(np.asarray(k), np.asarray(n))

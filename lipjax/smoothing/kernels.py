@@ -48,7 +48,7 @@ class Uniform:
     vocab_size: int
 
     def __post_init__(self):
-        _check_chance(self.beta)
+        object.__setattr__(self, "beta", _chance(self.beta))
         _checks.integer(2, vocab_size=self.vocab_size)
         if self.vocab_size >= 2**31:
             raise ValueError(f"vocab_size is {self.vocab_size}; it must be below 2^31.")
@@ -58,7 +58,7 @@ class Uniform:
         from scipy import special
 
         check_edits(self, num_edits=num_edits)
-        d, beta, others = num_edits, float(self.beta), self.vocab_size - 1
+        d, beta, others = num_edits, self.beta, self.vocab_size - 1
         keep = 1 - beta
         i, j = np.meshgrid(
             np.arange(d + 1), np.arange(d + 1), indexing="ij"
@@ -100,7 +100,7 @@ class Categorical:
     sizes: tuple[int, ...]
 
     def __post_init__(self):
-        _check_chance(self.beta)
+        object.__setattr__(self, "beta", _chance(self.beta))
         for size in self.sizes:
             _checks.integer(2, sizes=size)
         if not self.sizes:
@@ -146,7 +146,7 @@ class Mask:
     beta: float
 
     def __post_init__(self):
-        _check_chance(self.beta)
+        object.__setattr__(self, "beta", _chance(self.beta))
 
     def atoms(self, num_edits: int) -> Atoms:
         """The law of the ratio: 1 where every changed token is masked, else 0."""
@@ -194,10 +194,12 @@ def check_edits(kernel, **named) -> None:
         raise ValueError(f"{name} is {value}; it must be at most the length {kernel.length}.")
 
 
-def _check_chance(beta) -> None:
+def _chance(beta) -> float:
+    """The chance in float64: powers of a narrower one would be rounded to its type."""
     if np.ndim(beta):
         raise ValueError(f"beta has shape {np.shape(beta)}; it must be one number, for all tokens.")
     _checks.within(0.0, 1.0, beta=beta)
+    return float(beta)
 
 
 def _all_or_nothing(unseen: float) -> Atoms:

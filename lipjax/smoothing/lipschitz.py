@@ -26,6 +26,9 @@ from lipjax.typing import Bound
 NARROW = 1e-3
 """Below this width of the ramp, in units of sigma, a series is more exact than differences."""
 
+WIDEST = 1e40
+"""Larger widths, of constants so small that nothing changes within any radius, are taken for this."""
+
 
 def quantile(p, *, lipschitz, sigma) -> np.ndarray:
     """The quantile of `sigma Z + U / L`: a scale on which smoothed L-Lipschitz scores are 1-Lipschitz.
@@ -53,7 +56,11 @@ def quantile(p, *, lipschitz, sigma) -> np.ndarray:
     """
     p, constant, sigma = _checked(lipschitz, sigma, p=p)
     tail = np.minimum(p, 1 - p)
-    size = sigma * _upper_quantile(tail, 1 / (constant * sigma))
+    with np.errstate(
+        divide="ignore", over="ignore"
+    ):  # a smaller width stands for a larger constant
+        width = np.minimum(1 / constant / sigma, WIDEST)
+    size = sigma * _upper_quantile(tail, width)
     return np.where(p >= 0.5, size, -size)[()]
 
 

@@ -26,7 +26,7 @@ from jax.extend.random import threefry_2x32
 
 from lipjax import _checks
 from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
-from lipjax.typing import Array
+from lipjax.typing import Array, Bound
 
 DITHER = 0x64697468
 """Of the key by which a result is spread over its cell."""
@@ -158,9 +158,9 @@ class IntegerGaussian:
 
         Args:
             size: Number of pixels.
-            lipschitz: l2 constant of the score, on the whole space, for a certificate that uses it. The
-                reference is then a Gaussian sample; with 0 it is a rounded one, which does for all
-                others.
+            lipschitz: l2 constant of the score on the whole space, a number or an upper `Bound`, for a
+                certificate that uses it. The reference is then a Gaussian sample; with 0 it is a
+                rounded one, which does for all others.
 
         Rounding moves a pixel by less than `1 / sqrt(12)` of the grid in the quadratic mean, whatever
         the deviation. What is spread over the cells instead misses the slope of the density inside of a
@@ -171,6 +171,10 @@ class IntegerGaussian:
         0.0317
         """
         _checks.integer(1, size=size)
+        if isinstance(lipschitz, Bound):
+            if not lipschitz.proves_upper:
+                raise ValueError(f"lipschitz is {lipschitz!r}; it must be an upper bound.")
+            lipschitz = lipschitz.value
         _checks.nonnegative(lipschitz=lipschitz)
         grid = self.levels * self.refine
         table = _table(self.sigma, grid)

@@ -77,6 +77,10 @@ def plan(
 
     _checks.nonnegative(radius=radius)
     _checks.positive(sigma=sigma)
+    for name, value in (("radius", radius), ("sigma", sigma)):
+        if np.ndim(value):
+            raise ValueError(f"{name} has shape {np.shape(value)}; it must be one number.")
+    radius, sigma = float(radius), float(sigma)
     if not (isinstance(alpha, float | np.floating) and 0 < alpha < 1):
         raise ValueError(f"alpha is {alpha!r}; it must be a number strictly between 0 and 1.")
     looks = np.asarray(looks)
@@ -112,8 +116,8 @@ def plan(
         for i, n in enumerate(looks)
     ]
     return Plan(
-        float(radius),
-        float(sigma),
+        radius,
+        sigma,
         chance,
         looks,
         boundary,

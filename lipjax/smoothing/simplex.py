@@ -60,7 +60,12 @@ def entmax(logits: Array, *, temperature=1.0) -> Array:
     spread = jnp.cumsum(ordered * ordered, axis=-1) - rank * mean * mean
     room = (1 - spread) / rank
     tau = mean - jnp.where(room > 0, jnp.sqrt(jnp.where(room > 0, room, 1)), 0)
-    return jnp.square(jnp.maximum(z - _of_the_last(tau <= ordered, tau), 0))
+    tau = _of_the_last(tau <= ordered, tau)
+    inside = jax.lax.stop_gradient(jnp.maximum(z - tau, 0))
+    # One step of Newton's method takes off the rounding of tau, by which the sum may be above one.
+    off = jnp.sum(jnp.square(inside), axis=-1, keepdims=True) - 1
+    tau = tau + off / (2 * jnp.sum(inside, axis=-1, keepdims=True))
+    return jnp.square(jnp.maximum(z - tau, 0))
 
 
 def hardmax(logits: Array, *, temperature=1.0) -> Array:

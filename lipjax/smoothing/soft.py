@@ -98,6 +98,7 @@ def certify(
     if lipschitz is not None:
         _counts.check_batch(batch, lipschitz=getattr(lipschitz, "value", lipschitz))
     _checks.within(0.0, 1.0, law_error=law_error, slope_error=slope_error)
+    law_error, slope_error = float(law_error), float(slope_error)
     if slope_error and lipschitz is None:
         raise ValueError(f"slope_error is {slope_error} without lipschitz; nothing would use it.")
     best, levels, ledger = _spend(selection, alpha, budget)
@@ -369,7 +370,7 @@ def _checked(selection, estimation):
         classes = moments.total.shape[-1]
         if classes < 2:
             raise ValueError(f"{name} has {classes} class; it must have at least 2.")
-        most = moments.mean.sum(-1).max()
+        most = moments.mean.sum(-1).max(initial=0.0)
         if most > 1 + _excess(classes):
             raise ValueError(f"{name} has scores that sum to {most}; scores must sum to at most 1.")
     if selection.total.shape != estimation.total.shape:

@@ -91,6 +91,16 @@ def test_certifying_again_reads_the_log_and_writes_the_table(run_dir, energy_dir
     assert header["keys"] == "threefry2x32" and "IntegerGaussian(sigma=0.25" in header["noise"]
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", "another archive"])
+def test_damaged_weights_are_named_and_stay(content, run_dir, energy_dir, tmp_path, capsys):
+    path = tmp_path / "weights.npz"
+    path.write_bytes(content) if isinstance(content, bytes) else np.savez(path, other=1)
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match="holds no weights of this experiment"):
+        start(energy_dir, tmp_path)
+    assert path.read_bytes() == before
+
+
 def test_radii_of_one_class():
     """By hand: without edits the radius of Cohen et al., with edits less; a wrong class gets nothing."""
     kernel, options = Mask(0.9), dict(sigma=0.5, alpha=0.001)

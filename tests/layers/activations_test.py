@@ -300,3 +300,15 @@ def test_activations_can_be_pickled():
         np.testing.assert_array_equal(again.fn(x), activation.fn(x))
     restricted = pickle.loads(pickle.dumps(activations.slope_restricted("selu")))
     np.testing.assert_array_equal(restricted(x), activations.slope_restricted("selu")(x))
+
+
+def test_angles_may_be_lists():
+    x = jnp.array([5.0, 1.0, 3.0, 2.0])
+    np.testing.assert_array_equal(
+        activations.householder(x, [0.5, 1.0]), activations.householder(x, jnp.array([0.5, 1.0]))
+    )
+    rows = [[0.5, 1.0], [0.2, 0.3], [0.1, 0.4]]
+    np.testing.assert_array_equal(
+        activations.householder_order_2(x, rows),
+        activations.householder_order_2(x, jnp.array(rows)),
+    )

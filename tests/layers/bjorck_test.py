@@ -92,3 +92,27 @@ def test_rank_deficient_kernels_stay_contractions_with_finite_gradients():
 def test_bad_steps_are_named():
     with pytest.raises(ValueError, match="num_steps is -1"):
         bjorck.constrain_dense(params(np.eye(3)), num_steps=-1)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (7, 4)])
+def test_second_derivatives_of_the_orthogonal_factor_take_all_steps(shape):
+    """At an isometry one step is enough for values and gradients, and not for curvature."""
+    with jax.enable_x64(True):
+        start = bjorck.init_dense(jax.random.key(0), *shape)
+        along, weight = jnp.asarray(np.random.default_rng(0).normal(size=(2, *shape)))
+
+        def curvature(adaptive):
+            def loss(t):
+                params = start._replace(kernel=jnp.float64(start.kernel) + t * along)
+                made = bjorck.constrain_dense(params, num_steps=8, adaptive=adaptive)
+                return (made.kernel * weight).sum()
+
+            return jax.jvp(jax.grad(loss), (0.0,), (1.0,))[1]
+
+        def polar(t):
+            u, _, vt = np.linalg.svd(np.float64(start.kernel) + t * np.asarray(along), False)
+            return (u @ vt * np.asarray(weight)).sum()
+
+        expected = (polar(1e-4) + polar(-1e-4) - 2 * polar(0.0)) / 1e-8
+        np.testing.assert_allclose(curvature(False), expected, rtol=1e-3)
+        assert abs(curvature(True) - expected) > 0.1 * abs(expected)  # why there is an option

@@ -1,4 +1,4 @@
-"""What contractions share: inverses by halves, and derivatives with fewer products."""
+"""What contractions share: derivatives with fewer products."""
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +9,6 @@ from jax.test_util import check_grads
 from lipjax.layers import _explicit, triangular
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.mark.parametrize("size", [1, _explicit.SOLVED, _explicit.SOLVED + 1, 300])
-def test_triangular_matrices_are_inverted_in_halves(size):
-    matrix = np.triu(RNG.normal(size=(2, size, size))) / size**0.5 + 2 * np.eye(size)
-    found = np.asarray(_explicit.inverse_upper(jnp.float32(matrix)))
-    expected = np.linalg.inv(matrix)
-    np.testing.assert_allclose(found, expected, atol=1e-6 * abs(expected).max())
-    assert not np.tril(found, -1).any()
-
-
-def test_nan_in_one_half_is_not_lost():
-    matrix = np.eye(2 * _explicit.SOLVED + 1, dtype=np.float32)
-    matrix[-1, 0] = np.nan
-    assert np.isnan(_explicit.whitened(jnp.asarray(matrix), 1e-3)).any()
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])

@@ -219,3 +219,8 @@ def test_convex_mixes_are_between_and_do_not_expand():
         assert (mixed <= np.maximum(x, y) + 1e-6).all() and (mixed >= np.minimum(x, y) - 1e-6).all()
     layer = lambda x: forms.convex_mix(x, -x[::-1], jnp.float32(0.3))  # noqa: E731
     assert oracles.norm(np.asarray(jax.jacobian(layer)(jnp.ones(3)))) <= 1 + 1e-6
+
+
+def test_a_mix_of_unequal_shapes_is_named():
+    with pytest.raises(ValueError, match="x has shape .2,. and y .3,.; they must be the same"):
+        forms.convex_mix(jnp.ones(2), jnp.ones(3), jnp.zeros(()))

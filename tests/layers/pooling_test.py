@@ -162,3 +162,33 @@ def test_works_on_a_batch_sharded_over_an_explicit_mesh(name):
 def test_l2_pool_neither_overflows_nor_underflows(scale):
     x = np.float32(scale) * np.ones((2, 2, 1), np.float32)
     np.testing.assert_allclose(pooling.l2_pool(x, 2), 2 * scale, rtol=1e-6)
+
+
+ON_IMAGES = {
+    "average_pool": (2,), "l2_pool": (2,), "max_pool": (2,), "space_to_depth": (2,),
+    "depth_to_space": (1,), "upsample": (2,), "global_average": (), "center": (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ON_IMAGES)
+def test_lists_and_integers_are_arrays_and_others_are_named(name):
+    fn, options = getattr(pooling, name), ON_IMAGES[name]
+    image = [[[1.0], [2.0]], [[3.0], [4.0]]]
+    expected = fn(jnp.asarray(image), *options)
+    np.testing.assert_array_equal(fn(image, *options), expected)
+    np.testing.assert_allclose(fn(jnp.asarray(image, jnp.int32), *options), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="x is 'image'; it must be an array"):
+        fn("image", *options)
+    with pytest.raises(ValueError, match="x has shape .*; it must have at least 3 axes"):
+        fn(1.0, *options)
+
+
+@pytest.mark.parametrize("name", ["pad_channels", "first_channels", "repeat_channels"])
+def test_numbers_of_channels_are_integers(name):
+    fn = getattr(pooling, name)
+    named = "repeats" if name == "repeat_channels" else "channels"
+    with pytest.raises(ValueError, match=f"{named} is 2.0; it must be an integer"):
+        fn(jnp.ones(2), 2.0)
+    with pytest.raises(ValueError, match="x has shape .*; it must have at least 1 axes"):
+        fn(1.0, 2)
+    np.testing.assert_array_equal(fn([1.0, 2.0], 2), fn(jnp.array([1.0, 2.0]), 2))

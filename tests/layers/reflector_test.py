@@ -55,3 +55,11 @@ def test_options_are_checked():
             reflector.init_dense(jax.random.key(0), 4, **options)
     with pytest.raises(ValueError, match="depth is 0"):
         reflector.init_conv(jax.random.key(0), 4, depth=0)
+
+
+@pytest.mark.parametrize("shape", [(257, 128), (512, 256)])
+def test_sums_of_one_sign_do_not_expand(shape):
+    """Their rounding does not cancel, and the reflection doubles it: to 1.2e-5 with no margin."""
+    kernel = np.tril(np.ones((shape[0],) * 2, np.float32))[:, : shape[1]]
+    weights = reflector.constrain_dense(reflector.Params(jnp.asarray(kernel), jnp.zeros(shape[0])))
+    assert oracles.norm(weights.kernel) <= 1 + 5e-6

@@ -106,3 +106,13 @@ def test_wrong_weights_are_refused():
         sandwich.apply_dense(square, jnp.ones(3))
     with pytest.raises(ValueError, match="Sandwich"):
         sandwich.output_bound(square)
+
+
+def test_scales_of_a_contraction_fit_it():
+    contraction = bjorck.constrain_dense(bjorck.init_dense(jax.random.key(0), 7, 3))
+    with pytest.raises(
+        ValueError, match="log_psi has shape .5,.; it must have one number for each of 3"
+    ):
+        sandwich.of_contraction(contraction, jnp.zeros(5))
+    with jax.enable_x64(True):
+        assert sandwich.of_contraction(contraction).log_psi.dtype == jnp.float32

@@ -4,6 +4,7 @@ import decimal
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -247,3 +248,11 @@ def test_counts_of_any_integer_types():
     for one, other in ((np.uint64, np.int64), (np.uint8, np.int32), (np.int8, np.uint64)):
         assert confidence.failure(one(3), other(5), alpha=0.1) == expected
         assert clopper_pearson(one(3), other(5), alpha=0.1) == clopper_pearson(3, 5, alpha=0.1)
+
+
+def test_several_levels_under_jit():
+    levels = np.array([0.1, 0.01])
+    found = jax.jit(lambda k: confidence.failure_in_jit(k, 100, alpha=levels))(90)
+    exact = confidence.failure(90, 100, alpha=levels)
+    assert found.shape == (2,)
+    assert (exact <= found).all() and (found <= exact * (1 + 1e-6)).all()

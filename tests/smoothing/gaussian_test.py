@@ -1,10 +1,11 @@
 """CERTIFY and PREDICT: reference values, failure rates by enumeration, the edges."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
 
-from lipjax.smoothing import gaussian
+from lipjax.smoothing import gaussian, multiclass
 from lipjax.typing import ABSTAIN
 from tests.smoothing.confidence_test import cases
 
@@ -116,3 +117,13 @@ def test_noise_is_of_the_batch():
         gaussian.certify(counts[0], counts[0], sigma=np.ones(1), alpha=0.01)
     found = gaussian.certify(counts, counts, sigma=np.array([1.0, 2.0]), alpha=0.01)
     assert found.radius.shape == (2,)
+
+
+def test_a_law_error_from_a_device_leaves_float64():
+    counts = np.array([[100, 0]]), np.array([[99_999, 1]])
+    for certify in (gaussian.certify, multiclass.certify):
+        narrow, wide = (
+            certify(*counts, sigma=1.0, alpha=1e-3, law_error=error).radius
+            for error in (jnp.float32(1e-6), float(jnp.float32(1e-6)))
+        )
+        assert narrow.dtype == np.float64 and narrow == wide

@@ -1,9 +1,12 @@
 """The law of the likelihood ratio: masses sum to one, ratios are what they say, symmetry."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipjax.smoothing.kernels import Ablation, Mask, Uniform
+from lipjax.smoothing import hybrid, noise
+from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.25, 0.9, 1.0])
@@ -96,3 +99,26 @@ def test_several_chances_are_refused():
     ):
         with pytest.raises(ValueError, match=r"beta has shape \(2,\)"):
             make()
+
+
+@pytest.mark.parametrize(
+    "beta", [np.float32(0.79389244), np.float16(0.7958984375), jnp.float32(0.9)]
+)
+@pytest.mark.parametrize(
+    "make", [Mask, lambda b: Uniform(b, 20), lambda b: Categorical(b, (20, 30))]
+)
+def test_a_narrow_beta_is_taken_in_float64(make, beta):
+    """In float16 a power of it is off by a percent of the radius."""
+    for found, exact in zip(make(beta).atoms(2), make(float(beta)).atoms(2), strict=True):
+        np.testing.assert_array_equal(found, exact)
+    noise.Tokens(make(beta), **({"mask": 20} if make is Mask else {}))(
+        jax.random.key(0), jnp.zeros(2, jnp.int32)
+    )
+
+
+def test_negative_control_a_power_in_float16_gives_a_larger_radius():
+    beta = np.float16(0.7958984375)
+    narrow = float(beta**3)
+    assert hybrid.radius(
+        0.9999, kernel=Mask(narrow), num_edits=1, sigma=1.0
+    ) > 1.005 * hybrid.radius(0.9999, kernel=Mask(beta), num_edits=3, sigma=1.0)

@@ -395,3 +395,12 @@ def test_the_published_radius_of_certain_scores(constant):
     found = lipschitz.published_radius(np.array([0.0, 1.0]), lipschitz=constant, sigma=0.5)
     exact = lipschitz.radius(1.0, lipschitz=constant, sigma=0.5)
     assert found[0] == 0 and found[1] == exact
+
+
+@pytest.mark.parametrize("constant, sigma", [(1e-200, 1e-200), (1e-3, 1e-306), (1e-160, 1e-160)])
+def test_constants_and_deviations_whose_product_vanishes(constant, sigma):
+    for p in (0.45, 0.55, 0.9):
+        found = quantile(p, lipschitz=constant, sigma=sigma)
+        assert np.isfinite(found) and (found >= 0) == (p >= 0.5)
+        assert abs(found) <= abs(p - 0.5) / constant * (1 + 1e-9)
+        assert radius(p, lipschitz=constant, sigma=sigma) >= 0

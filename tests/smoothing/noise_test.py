@@ -12,6 +12,7 @@ from lipjax.smoothing import gaussian, lipschitz, noise
 from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from lipjax.smoothing.noise import Gaussian, IntegerGaussian, Product, Tokens
 from lipjax.smoothing.sampling import sample_counts
+from lipjax.typing import Bound
 
 KEY = jax.random.key(0)
 
@@ -391,3 +392,11 @@ def test_masks_may_be_arrays_and_fit_into_32_bits():
     for mask in (2**40, 2**70, True, 9.5, "a", jnp.array([9])):
         with pytest.raises(ValueError, match=r"mask is .*integer of 32 bits"):
             Tokens(Mask(1.0), mask=mask)
+
+
+def test_the_constant_of_a_law_error_may_be_a_bound():
+    grid = IntegerGaussian(0.25)
+    bound = Bound(0.5, "upper")
+    assert grid.law_error(784, lipschitz=bound) == grid.law_error(784, lipschitz=0.5)
+    with pytest.raises(ValueError, match="it must be an upper bound"):
+        grid.law_error(784, lipschitz=Bound(0.5, "estimate"))

@@ -135,3 +135,17 @@ def test_votes_are_whole_numbers(votes):
     with pytest.raises(ValueError, match="must return one integer"):
         sequential.certify(lambda a, b: votes, 0, plan)
     assert sequential.certify(lambda a, b: np.array(99), 0, plan).prediction == 0
+
+
+@pytest.mark.parametrize("sigma", [np.float16(0.978515625), np.float32(0.8528867)])
+def test_a_narrow_sigma_is_tested_for_as_it_is(sigma):
+    found = sequential.plan(1.0, sigma=sigma, alpha=0.01, looks=[1000])
+    assert found.chance >= special.ndtr(1 / float(sigma))
+    assert found.chance == sequential.plan(1.0, sigma=float(sigma), alpha=0.01, looks=[1000]).chance
+
+
+def test_several_targets_are_several_plans():
+    with pytest.raises(ValueError, match="radius has shape .2,.; it must be one number"):
+        sequential.plan(np.array([0.5, 1.0]), sigma=1.0, alpha=0.01, looks=[100])
+    with pytest.raises(ValueError, match="sigma has shape .2,.; it must be one number"):
+        sequential.plan(0.5, sigma=np.array([0.5, 1.0]), alpha=0.01, looks=[100])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from lipjax.smoothing import simplex
+from lipjax.smoothing import simplex, soft
 from tests.smoothing.confidence_test import cases
 
 RNG = np.random.default_rng(0)
@@ -132,3 +132,25 @@ def test_the_temperature_of_entmax_is_doubled_as_a_float():
     )
     with pytest.raises(ValueError, match=r"temperature is -1\.0"):
         simplex.entmax(z, temperature=-1.0)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax"])
+@pytest.mark.parametrize("classes", [2, 6, 10, 16, 100])
+def test_scores_sum_to_no_more_than_soft_certificates_allow(name, classes):
+    """Logits that hardly differ are the worst ones for entmax: its tau is rounded there."""
+    sizes = 10.0 ** RNG.uniform(-3, 1, (20_000, 1))
+    logits = jnp.asarray(sizes * RNG.normal(size=(20_000, classes)), jnp.float32)
+    for temperature in (0.05, 1.0):
+        scores = jax.jit(getattr(simplex, name))(logits, temperature=temperature)
+        excess = np.asarray(scores, np.float64).sum(-1).max() - 1
+        assert excess <= soft._excess(classes)
+
+
+def test_entmax_of_logits_that_hardly_differ_sums_to_one():
+    """Found among many: the rounding of tau alone made 1 + 2e-6 of it."""
+    logits = [
+        -0.0045570796, 0.0012480604, -0.0077322903, -0.0048150104, -0.0014544190,
+        0.00055646448, -0.0093584238, -0.0160175003, -0.0190927312, 0.0715189129,
+    ]  # fmt: skip
+    scores = simplex.entmax(jnp.array(logits), temperature=0.05)
+    assert abs(np.asarray(scores, np.float64).sum() - 1) <= soft._excess(10) / 2

@@ -340,3 +340,8 @@ def test_a_trade_off_needs_two_samples(name):
             batch_size=5,
             **given,
         )
+
+
+def test_an_empty_batch_has_no_certificates():
+    none = Moments(jnp.int32(10), np.zeros((0, 3, 2)), np.zeros((0, 5, 2)))
+    assert soft.certify(none, none, sigma=1.0, alpha=0.01).radius.shape == (0,)
