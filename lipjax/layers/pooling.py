@@ -47,7 +47,7 @@ def global_average(x: Array) -> Array:
     >>> global_average(jnp.ones((2, 2, 1))).item()
     2.0
     """
-    x = _image(x)
+    x = _floating(x)
     return x.sum((-3, -2)) / math.sqrt(x.shape[-3] * x.shape[-2])
 
 
@@ -60,15 +60,13 @@ def center(x: Array) -> Array:
     >>> center(jnp.array([[[1.0], [3.0]]])).ravel().tolist()
     [-1.0, 1.0]
     """
-    x = _image(x)
+    x = _floating(x)
     return x - x.mean((-3, -2), keepdims=True)
 
 
 def l2_pool(x: Array, window: int) -> Array:
     """Euclidean norm over windows, with derivative 0 where a window is 0; 1-Lipschitz."""
-    x = _image(x)
-    x = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
-    return safe_norm(_blocks(x, window), axis=(-4, -2))
+    return safe_norm(_blocks(_floating(x), window), axis=(-4, -2))
 
 
 def max_pool(x: Array, window: int) -> Array:
@@ -181,6 +179,11 @@ def _image(x):
     x = _checks.array(x=x)
     _checks.at_least_rank(3, _IMAGE, x=x)
     return x
+
+
+def _floating(x):
+    x = _image(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
 
 
 def _channels(x):
