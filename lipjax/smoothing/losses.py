@@ -79,8 +79,8 @@ def stability(
     """
     _checks.nonnegative(weight=weight)
     logits = _logits(fn, _noisy(key, x, sigma, num_noise), label)
-    clean = jax.nn.softmax(_logits(fn, x[None], label)[0])
-    change = -jnp.sum(clean[None] * jax.nn.log_softmax(logits), axis=-1)
+    clean = jnp.exp(_log_softmax(_logits(fn, x[None], label)[0]))
+    change = -jnp.sum(clean[None] * _log_softmax(logits), axis=-1)
     return jnp.mean(_cross_entropies(logits, label)) + weight * jnp.mean(change)
 
 
@@ -190,7 +190,7 @@ def macer(
     entropy = _mean_entropy(logits, label)
     # The largest is taken off before the product, which compilers may fuse with that difference.
     below = logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    p = jnp.mean(jax.nn.softmax(scale * below), axis=0)
+    p = jnp.mean(jnp.exp(_log_softmax(scale * below)), axis=0)
     own = p[label]
     others = jnp.where(jnp.arange(p.shape[0]) == label, -jnp.inf, p)
     next_best = jnp.max(others)
@@ -236,8 +236,8 @@ def consistency(
     _checks.nonnegative(weight=weight, entropy_weight=entropy_weight)
     _checks.integer(2, num_noise=num_noise)
     logits = _logits(fn, _noisy(key, x, sigma, num_noise), label)
-    log = jax.nn.log_softmax(logits)
-    log_mean = jax.nn.logsumexp(log, axis=0) - jnp.log(jnp.asarray(num_noise, log.dtype))
+    log = _log_softmax(logits)
+    log_mean = _log_sum_exp(log, axis=0) - jnp.log(jnp.asarray(num_noise, log.dtype))
     mean = jnp.exp(log_mean)
     # Where the mean is 0 its logarithm may be far below any other: the product is 0 all the same.
     known = mean > 0
@@ -287,11 +287,34 @@ def _check_label(label, num_classes):
         )
 
 
+def _log_softmax(logits):
+    below, log_sum = _below_the_largest(logits, -1)
+    return below - log_sum
+
+
+def _log_sum_exp(x, axis):
+    top = jax.lax.stop_gradient(jnp.max(x, axis=axis))
+    return top + jnp.squeeze(_below_the_largest(x, axis)[1], axis)
+
+
+def _below_the_largest(x, axis):
+    """What x has below its largest, and the logarithm of the sum of its exponentials.
+
+    Compilers compute x again for its largest, with other roundings: then entries of x may lie above
+    it, with an infinite exponential, or all below, with none. The differences are at most 0, and the
+    sum is at least 1, whatever they do.
+    """
+    below = x - jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
+    below = jnp.where(below > 0, 0, below)
+    total = jnp.sum(jnp.exp(below), axis=axis, keepdims=True)
+    return below, jnp.log(jnp.where(total < 1, 1, total))
+
+
 def _cross_entropies(logits, label):
-    return -jax.nn.log_softmax(logits)[:, label]
+    return -_log_softmax(logits)[:, label]
 
 
 def _mean_entropy(logits, label):
     """Minus the logarithm of the mean probability of the label."""
     log = -_cross_entropies(logits, label)
-    return jnp.log(jnp.asarray(len(log), log.dtype)) - jax.nn.logsumexp(log)
+    return jnp.log(jnp.asarray(len(log), log.dtype)) - _log_sum_exp(log, axis=0)
