@@ -45,7 +45,9 @@ def key():
     return jax.random.key(0)
 
 
-@pytest.fixture(params=[1, 2, 3], ids=lambda seed: f"seed{seed}")
+@pytest.fixture(
+    params=[1, 2, pytest.param(3, marks=pytest.mark.slow)], ids=lambda seed: f"seed{seed}"
+)
 def seeded_key(request):
-    """Three keys, for what is random."""
+    """Three keys, for what is random; the third in the slow form."""
     return jax.random.key(request.param)

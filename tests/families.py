@@ -605,6 +605,14 @@ def by_name(rows):
     return [pytest.param(row, id=row.name) for row in rows]
 
 
+def one_in_three(rows):
+    """The same; the others run in the slow form."""
+    import pytest
+
+    marks = [[] if i % 3 == 0 else [pytest.mark.slow] for i in range(len(rows))]
+    return [pytest.param(row, id=row.name, marks=m) for row, m in zip(rows, marks)]
+
+
 def isometry(shape):
     """A kernel whose layer is as far as possible from a contraction: orthonormal, in one tap."""
     rng = np.random.default_rng(3)

@@ -86,10 +86,10 @@ def certificates(images: int, rounds: int) -> dict:
             sure, kernel=Uniform(0.25, 30_000), num_edits=1, sigma=0.5, threshold=4.6e-5
         ),
         "hybrid, 3 edits": lambda: hybrid.radius(
-            sure, kernel=Uniform(0.25, 30_000), num_edits=3, sigma=0.5, threshold=4.6e-5
+            sure, kernel=Uniform(0.9, 30_000), num_edits=3, sigma=0.5
         ),
         "hybrid, 6 edits": lambda: hybrid.radius(
-            sure, kernel=Uniform(0.25, 30_000), num_edits=6, sigma=0.5, threshold=4.6e-5
+            sure, kernel=Uniform(0.9, 30_000), num_edits=6, sigma=0.5
         ),
         "hybrid, 1 edit, 10 classes": lambda: hybrid.certify(
             *small, kernel=Uniform(0.25, 30_000), max_edits=1, **OPTIONS
