@@ -177,6 +177,10 @@ def noises(config: configs.HybridConfig, data: mixed.Mixed):
     return kernel, Product((tokens, IntegerGaussian(config.sigma, data.levels)))
 
 
+_DAMAGED = (zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError, RuntimeError, OSError)
+"""What NumPy raises for archives that are none, or whose bytes were changed."""
+
+
 def trained(config: configs.HybridConfig, data: mixed.Mixed, run_dir: Path):
     """The network of the run, trained if there is none yet, and its accuracy on inputs without noise."""
     wanted = training_fields(config)
@@ -189,7 +193,7 @@ def trained(config: configs.HybridConfig, data: mixed.Mixed, run_dir: Path):
                 others = differing(json.loads(str(stored["config"])), wanted)
                 if not others:
                     leaves = [jnp.asarray(stored[f"leaf_{i}"]) for i in range(len(leaves))]
-        except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+        except _DAMAGED as error:
             raise ValueError(
                 f"{path} holds no weights of this experiment ({error}); delete it to train again."
             ) from None

@@ -120,8 +120,11 @@ def failure_in_jit(successes, trials, *, alpha: float):
             raise ValueError(f"{name} has dtype {jnp.result_type(value)}; counts are integers.")
     shape = jnp.broadcast_shapes(jnp.shape(successes), jnp.shape(trials), np.shape(alpha))
 
+    # Of one shape before the call: vmap puts its axes first, and each must find its own.
+    successes, trials = (jnp.broadcast_to(a, shape) for a in (successes, trials))
+
     def on_host(k, n):
-        k, n = np.broadcast_arrays(np.asarray(k), np.asarray(n))
+        k, n = np.asarray(k), np.asarray(n)
         known = (n >= 1) & (k >= 0) & (k <= n)
         exact = failure(np.where(known, k, 0), np.where(known, n, 1), alpha=alpha)
         return _up(exact)

@@ -27,7 +27,7 @@ NARROW = 1e-3
 """Below this width of the ramp, in units of sigma, a series is more exact than differences."""
 
 WIDEST = 1e40
-"""Larger widths, of constants so small that nothing changes within any radius, are taken for this."""
+"""Larger widths `1 / (L sigma)` are taken for this, which is a larger constant: smaller radii."""
 
 
 def quantile(p, *, lipschitz, sigma) -> np.ndarray:

@@ -305,7 +305,7 @@ def _below_the_largest(x, axis):
     sum is at least 1, whatever they do.
     """
     below = x - jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
-    below = jnp.where(below > 0, 0, below)
+    below = jnp.where(below > 0, below - jax.lax.stop_gradient(below), below)
     total = jnp.sum(jnp.exp(below), axis=axis, keepdims=True)
     return below, jnp.log(jnp.where(total < 1, 1, total))
 

@@ -5,7 +5,9 @@ import pytest
 from experiments import setup
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
     """Eight emulated devices on a few cores compile longer programs, and run them no faster."""
-    monkeypatch.setattr(setup, "mesh", lambda config: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "mesh", lambda config: None)
+        yield

@@ -22,7 +22,7 @@ def standard_promotion():
         yield
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_device():
     """All of them, here."""
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -248,6 +249,18 @@ def test_counts_of_any_integer_types():
     for one, other in ((np.uint64, np.int64), (np.uint8, np.int32), (np.int8, np.uint64)):
         assert confidence.failure(one(3), other(5), alpha=0.1) == expected
         assert clopper_pearson(one(3), other(5), alpha=0.1) == clopper_pearson(3, 5, alpha=0.1)
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_trials_and_levels_keep_their_axes_under_vmap(batch):
+    """The axes of counts were taken for those of the trials: bounds of other counts."""
+    k, n, levels = np.array([90, 80, 70])[:batch], np.array([100, 200]), np.array([0.1, 0.01])
+    for options in (dict(alpha=0.1), dict(alpha=levels)):
+        found = jax.vmap(lambda k: confidence.failure_in_jit(k, jnp.asarray(n), **options))(  # noqa: B023
+            jnp.asarray(k)
+        )
+        exact = confidence.failure(k[:, None], n, **options)
+        assert (exact <= found).all() and (found <= exact * (1 + 1e-6)).all()
 
 
 def test_several_levels_under_jit():
