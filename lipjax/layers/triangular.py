@@ -46,9 +46,8 @@ def constrain_dense(params: Params, *, method: str = "qr") -> Linear:
     """The weights of the layer, by `"qr"` or `"cholesky"`.
 
     Guarantee: norm at most 1 up to rounding, about 1e-6 (some 1e-5 for a thousand numbers of one
-    sign); `bound`
-    proves what these floats have. Finite gradients everywhere, also for kernels without full rank.
-    NaN in gives NaN out.
+    sign); `bound` proves what these floats have. Finite gradients everywhere, also for kernels without
+    full rank. NaN in gives NaN out.
 
     >>> import jax
     >>> weights = constrain_dense(init_dense(jax.random.key(0), 4, 3))
