@@ -74,7 +74,8 @@ def test_epsilon_on_the_wrong_side_is_seen_by_the_bound():
     )
     x = 1e3 * RNG.normal(size=8).astype(np.float32)
     slope = oracles.norm(np.asarray(jax.jacobian(lambda x: sll.apply_dense(wrong, x))(x)))
-    assert slope > 50 and forms.residual_bound(wrong).value >= slope
+    # The Jacobian is rounded to float32, which the bound of the exact map does not count.
+    assert slope > 50 and forms.residual_bound(wrong).value >= slope * (1 - 1e-6)
 
 
 def test_bound_of_a_hand_made_linear_layer():
