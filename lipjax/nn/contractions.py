@@ -17,13 +17,13 @@ from lipjax.layers import (
     skew,
     triangular,
 )
+from lipjax.nn._bases import LinearConv, LinearDense
 from lipjax.nn.constrained import Constrained, key_of
-from lipjax.nn.layers import _LinearConv, _LinearDense
 from lipjax.spectral.gram import GRADIENTS
 from lipjax.typing import Array, Bound
 
 
-class SpectralDense(_LinearDense):
+class SpectralDense(LinearDense):
     """Kernel over an upper bound on its spectral norm; see `lipjax.layers.normalized`.
 
     Args:
@@ -57,7 +57,7 @@ class SpectralDense(_LinearDense):
         return normalized.freeze_dense(params)
 
 
-class SpectralConv(_LinearConv):
+class SpectralConv(LinearConv):
     """Kernel over an upper bound on the norm of its convolution; see `lipjax.layers.normalized`.
 
     Args:
@@ -100,7 +100,7 @@ class SpectralConv(_LinearConv):
         return normalized.freeze_conv(params)
 
 
-class BjorckDense(_LinearDense):
+class BjorckDense(LinearDense):
     """Orthonormal columns or rows by Björck's iteration; see `lipjax.layers.bjorck`.
 
     Args:
@@ -122,7 +122,7 @@ class BjorckDense(_LinearDense):
         self.options = {"num_steps": num_steps}
 
 
-class CayleyDense(_LinearDense):
+class CayleyDense(LinearDense):
     """Orthonormal columns or rows by the Cayley transform; see `lipjax.layers.cayley`.
 
     Args:
@@ -141,7 +141,7 @@ class CayleyDense(_LinearDense):
         super().__init__(in_features, out_features, rngs=rngs)
 
 
-class HouseholderDense(_LinearDense):
+class HouseholderDense(LinearDense):
     """A product of reflections; see `lipjax.layers.householder`.
 
     Args:
@@ -168,7 +168,7 @@ class HouseholderDense(_LinearDense):
         self.options = {}
 
 
-class QRDense(_LinearDense):
+class QRDense(LinearDense):
     """Orthonormal columns or rows by a QR factorization; see `lipjax.layers.triangular`.
 
     Args:
@@ -183,7 +183,7 @@ class QRDense(_LinearDense):
         super().__init__(in_features, out_features, rngs=rngs)
 
 
-class CholeskyDense(_LinearDense):
+class CholeskyDense(LinearDense):
     """Nearly orthonormal columns or rows by a Cholesky factorization, as LiResNet has them.
 
     See `lipjax.layers.triangular`.
@@ -201,7 +201,7 @@ class CholeskyDense(_LinearDense):
         self.options = {"method": "cholesky"}
 
 
-class SkewDense(_LinearDense):
+class SkewDense(LinearDense):
     """The exponential of a skew matrix; see `lipjax.layers.skew`.
 
     Args:
@@ -224,7 +224,7 @@ class SkewDense(_LinearDense):
         return skew.freeze_dense(params)
 
 
-class ReflectorDense(_LinearDense):
+class ReflectorDense(LinearDense):
     """Reflection of a subspace, the BRO layer; see `lipjax.layers.reflector`. The width stays.
 
     Args:

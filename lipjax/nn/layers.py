@@ -9,137 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lipjax import _checks
-from lipjax.layers import _convolution, activations, aol, cpl, forms, head, rescaled, sll
+from lipjax.layers import _convolution, activations, aol, cpl, head, rescaled, sll
+from lipjax.nn._bases import LinearConv, LinearDense, ResidualConv, ResidualDense
 from lipjax.nn.constrained import Constrained, key_of
 from lipjax.spectral.gram import GRADIENTS
 from lipjax.spectral.rescaling import SIDES
 from lipjax.typing import Bound
 
 
-class _ResidualDense(Constrained):
-    """`x - 2 s(x W + b) T^-1 W^T`; `module` is the named layer it delegates to."""
-
-    module = sll
-
-    def __init__(self, features, hidden, *, activation, init, rngs, **options):
-        activations.slope_restricted(activation)
-        super().__init__(self.module.init_dense(key_of(rngs), features, hidden, init=init))
-        self.activation = activation
-        self.options = options
-
-    def constrain(self, params):
-        return self.module.constrain_dense(params, **self.options)
-
-    def apply(self, weights, x):
-        return self.module.apply_dense(weights, x, activation=self.activation)
-
-    def freeze_params(self, params):
-        return self.module.freeze_dense(params)
-
-    def bound_weights(self, weights) -> Bound:
-        return self.module.bound(weights)
-
-
-class _ResidualConv(Constrained):
-    """As `_ResidualDense` with a padded convolution and its exact adjoint."""
-
-    module = sll
-
-    def __init__(
-        self, channels, hidden, kernel_size, *, activation, padding, init, rngs, **options
-    ):
-        activations.slope_restricted(activation)
-        _convolution.check_padding(padding)
-        initial = dict(kernel_size=kernel_size, init=init)
-        super().__init__(self.module.init_conv(key_of(rngs), channels, hidden, **initial))
-        self.activation = activation
-        self.padding = padding
-        self.options = options
-
-    def constrain(self, params):
-        return self.module.constrain_conv(params, **self.options)
-
-    def apply(self, weights, x):
-        return self.module.apply_conv(weights, x, activation=self.activation, padding=self.padding)
-
-    def freeze_params(self, params):
-        return self.module.freeze_conv(params)
-
-    def bound_weights(self, weights) -> Bound:
-        return self.module.bound(weights)
-
-
-class _LinearDense(Constrained):
-    """`x A + b`; `module` is the named layer it delegates to, `options` those of its constraint."""
-
-    module = aol
-
-    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs, **initial):
-        params = self.module.init_dense(key_of(rngs), in_features, out_features, **initial)
-        super().__init__(params)
-        self.options = {}
-
-    def linear(self, weights, x):
-        """The layer without its bias."""
-        return forms.product_dense(weights, x)
-
-    def constrain(self, params):
-        return self.module.constrain_dense(params, **self.options)
-
-    def apply(self, weights, x):
-        return self.module.apply_dense(weights, x)
-
-    def freeze_params(self, params):
-        return self.module.freeze_dense(params, **self.options)
-
-    def bound_weights(self, weights) -> Bound:
-        return self.module.bound(weights)
-
-
-class _LinearConv(Constrained):
-    """As `_LinearDense` with a padded, strided convolution."""
-
-    module = aol
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        kernel_size: int | tuple[int, int] = 3,
-        *,
-        padding: str = "zero",
-        strides: int | tuple[int, int] = 1,
-        rngs: nnx.Rngs,
-        **initial,
-    ):
-        _convolution.check_padding(padding)
-        _checks.per_axis(2, strides=strides)
-        params = self.module.init_conv(
-            key_of(rngs), in_features, out_features, kernel_size=kernel_size, **initial
-        )
-        super().__init__(params)
-        self.options = {}
-        self.padding = padding
-        self.strides = strides
-
-    def linear(self, weights, x):
-        """The layer without its bias."""
-        return forms.product_conv(weights, x, padding=self.padding, strides=self.strides)
-
-    def constrain(self, params):
-        return self.module.constrain_conv(params, **self.options)
-
-    def apply(self, weights, x):
-        return self.module.apply_conv(weights, x, padding=self.padding, strides=self.strides)
-
-    def freeze_params(self, params):
-        return self.module.freeze_conv(params, **self.options)
-
-    def bound_weights(self, weights) -> Bound:
-        return self.module.bound(weights)
-
-
-class SLLDense(_ResidualDense):
+class SLLDense(ResidualDense):
     """SDP-based Lipschitz layer on `float[..., features]`; the width stays.
 
     Args:
@@ -171,7 +49,7 @@ class SLLDense(_ResidualDense):
         super().__init__(features, hidden, activation=activation, init=init, rngs=rngs)
 
 
-class SLLConv(_ResidualConv):
+class SLLConv(ResidualConv):
     """SDP-based Lipschitz layer on images `float[..., height, width, channels]`.
 
     Args:
@@ -203,7 +81,7 @@ class SLLConv(_ResidualConv):
         super().__init__(channels, hidden, kernel_size, **options)
 
 
-class CPLDense(_ResidualDense):
+class CPLDense(ResidualDense):
     """Convex potential layer on `float[..., features]`; the width stays.
 
     Args:
@@ -234,7 +112,7 @@ class CPLDense(_ResidualDense):
         super().__init__(features, hidden, **options)
 
 
-class CPLConv(_ResidualConv):
+class CPLConv(ResidualConv):
     """Convex potential layer on images `float[..., height, width, channels]`.
 
     Args:
@@ -269,7 +147,7 @@ class CPLConv(_ResidualConv):
         super().__init__(channels, hidden, kernel_size, rngs=rngs, **options)
 
 
-class AOLDense(_LinearDense):
+class AOLDense(LinearDense):
     """Almost-orthogonal layer from `in_features` to `out_features`; see `lipjax.layers.aol`.
 
     Args:
@@ -291,7 +169,7 @@ class AOLDense(_LinearDense):
         self.options = {"side": side}
 
 
-class AOLConv(_LinearConv):
+class AOLConv(LinearConv):
     """Almost-orthogonal convolution; see `lipjax.layers.aol`.
 
     Args:
@@ -324,7 +202,7 @@ class AOLConv(_LinearConv):
         self.options = {"side": side}
 
 
-class RescaledDense(_LinearDense):
+class RescaledDense(LinearDense):
     """Spectrally rescaled layer; see `lipjax.layers.rescaled`.
 
     Args:
@@ -357,7 +235,7 @@ class RescaledDense(_LinearDense):
         self.options = {"num_iters": num_iters, "tighten": tighten, "side": side}
 
 
-class RescaledConv(_LinearConv):
+class RescaledConv(LinearConv):
     """Spectrally rescaled convolution; see `lipjax.layers.rescaled`.
 
     Args:
@@ -400,7 +278,7 @@ class RescaledConv(_LinearConv):
         self.options = {"num_iters": num_iters, "tighten": tighten, "side": side}
 
 
-class NormalizedHead(_LinearDense):
+class NormalizedHead(LinearDense):
     """Last layer with class vectors of norm 1; see `lipjax.layers.head`.
 
     Its `bound` is that of the whole vector of logits. Certificates do better with the feature bound

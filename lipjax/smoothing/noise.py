@@ -12,9 +12,7 @@ must not be (Voráček, Hein, ICLR 2023, https://openreview.net/forum?id=HaHCoGc
 """
 
 import dataclasses
-import decimal
 import fractions
-import functools
 import math
 from typing import Any
 
@@ -25,6 +23,7 @@ from jax import lax
 from jax.extend.random import threefry_2x32
 
 from lipjax import _checks
+from lipjax.smoothing import _normal_law
 from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from lipjax.typing import Array, Bound
 
@@ -145,13 +144,13 @@ class IntegerGaussian:
     def integers(self, key: Array, shape: tuple[int, ...]) -> Array:
         """`int32[shape]`, rounded normal numbers of deviation `refine * levels * sigma`."""
         grid = self.levels * self.refine
-        cells, bits = _alias(self.sigma, grid)
+        cells, bits = _normal_law.alias(self.sigma, grid)
         first, second = _pair(key, shape)
         cell = jnp.asarray(cells).at[first >> np.uint32(32 - bits)].get(mode="promise_in_bounds")
         rest = first & np.uint32(2 ** (32 - bits) - 1)
         below = (rest < cell[..., 0]) | ((rest == cell[..., 0]) & (second < cell[..., 1]))
         chosen = jnp.where(below, cell[..., 2] >> 16, cell[..., 2] & np.uint32(0xFFFF))
-        return chosen.astype(jnp.int32) - len(_table(self.sigma, grid)) // 2
+        return chosen.astype(jnp.int32) - len(_normal_law.table(self.sigma, grid)) // 2
 
     def law_error(self, size: int, *, lipschitz: float = 0.0) -> float:
         """At most what the mean of a score in [0, 1] is off by, for images of `size` pixels.
@@ -177,7 +176,7 @@ class IntegerGaussian:
             lipschitz = lipschitz.value
         _checks.nonnegative(lipschitz=lipschitz)
         grid = self.levels * self.refine
-        table = _table(self.sigma, grid)
+        table = _normal_law.table(self.sigma, grid)
         exact = size * (len(table) + 2) * 2.0**-64
         moved = math.sqrt(1 / 12)
         if self.dither > 1:
@@ -416,63 +415,3 @@ def _normal(key, shape, dtype):
     between = lax.bitcast_convert_type(words, jnp.float32) - 3  # [-1, 1) in steps of 2^-22
     inside = jnp.maximum(between, np.nextafter(np.float32(-1), np.float32(0)))
     return np.float32(2**0.5) * lax.erf_inv(inside)
-
-
-@functools.lru_cache(maxsize=8)
-def _alias(sigma: float, levels: int):
-    """Cells of equal chance, in each of which a threshold parts two integers, exactly.
-
-    Returns `uint32[2^bits, 3]`, thresholds of 64 - bits bits in two words and the places, in the table,
-    of the integers below and above it; and bits.
-    """
-    ends = [0, *_table(sigma, levels), 2**64]
-    mass = [b - a for a, b in zip(ends, ends[1:])]
-    bits = max(1, (len(mass) - 1).bit_length())
-    mass += [0] * (2**bits - len(mass))
-    whole = 2 ** (64 - bits)
-    threshold, above = [0] * len(mass), list(range(len(mass)))
-    small = [i for i, m in enumerate(mass) if m < whole]
-    large = [i for i, m in enumerate(mass) if m > whole]
-    while small:  # an integer with less than a cell shares it with one that has more
-        i, j = small.pop(), large[-1]
-        threshold[i], above[i] = mass[i], j
-        mass[j] -= whole - mass[i]
-        if mass[j] <= whole:
-            large.pop()
-        if mass[j] < whole:
-            small.append(j)
-    rows = [
-        (t >> 32, t & 0xFFFFFFFF, i << 16 | j) for i, (t, j) in enumerate(zip(threshold, above))
-    ]
-    return np.array(rows, np.uint64).astype(np.uint32), bits
-
-
-@functools.lru_cache(maxsize=8)
-def _table(sigma: float, levels: int):
-    """`2^64 P(N <= i)` for i from -R to R - 1 as integers, N the rounded normal number."""
-    with decimal.localcontext() as context:
-        context.prec = 60
-        scale = decimal.Decimal(sigma) * levels
-        positive = []
-        i = 0
-        while True:  # P(N <= i) for i = 0, 1, ...: at (i + 1/2) / scale
-            tail = _upper_tail((2 * i + 1) / (2 * scale))
-            positive.append(int((1 - tail) * 2**64))
-            if tail * 2**65 < 1:
-                break
-            i += 1
-    values = [2**64 - v for v in reversed(positive)] + positive
-    return tuple(min(v, 2**64 - 1) for v in values)
-
-
-def _upper_tail(x: decimal.Decimal) -> decimal.Decimal:
-    """`P(Z > x)` for x at least 0, to 30 digits: a series of positive terms about zero."""
-    term = total = x
-    k = 1
-    square = x * x
-    while term > total * decimal.Decimal("1e-55"):
-        term = term * square / (2 * k + 1)
-        total += term
-        k += 1
-    pi = decimal.Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
-    return decimal.Decimal("0.5") - total * (-square / 2).exp() / (2 * pi).sqrt()

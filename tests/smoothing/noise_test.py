@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from lipjax.smoothing import gaussian, lipschitz, noise
+from lipjax.smoothing import _normal_law, gaussian, lipschitz, noise
 from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from lipjax.smoothing.noise import Gaussian, IntegerGaussian, Product, Tokens
 from lipjax.smoothing.sampling import sample_counts
@@ -19,7 +19,7 @@ KEY = jax.random.key(0)
 
 @pytest.mark.parametrize("sigma,levels", [(0.25, 255), (1.0, 255), (0.3, 1)])
 def test_the_table_of_integers_is_the_normal_law(sigma, levels):
-    table = noise._table(sigma, levels)
+    table = _normal_law.table(sigma, levels)
     chance = np.array([float(t) for t in table]) * 2.0**-64
     places = np.arange(len(table)) - len(table) // 2
     exact = special.ndtr((places + 0.5) / (sigma * levels))
@@ -30,7 +30,7 @@ def test_the_table_of_integers_is_the_normal_law(sigma, levels):
 
 @pytest.mark.parametrize("sigma,levels", [(0.25, 255), (0.3, 1), (0.05, 1), (7.8, 255)])
 def test_cells_have_exactly_the_chances_of_the_table(sigma, levels):
-    cells, bits = noise._alias(sigma, levels)
+    cells, bits = _normal_law.alias(sigma, levels)
     whole = 2 ** (64 - bits)
     mass = [0] * len(cells)
     for high, low, places in cells.tolist():
@@ -38,7 +38,7 @@ def test_cells_have_exactly_the_chances_of_the_table(sigma, levels):
         assert threshold < whole
         mass[places >> 16] += threshold
         mass[places & 0xFFFF] += whole - threshold
-    ends = [0, *noise._table(sigma, levels), 2**64]
+    ends = [0, *_normal_law.table(sigma, levels), 2**64]
     expected = [b - a for a, b in zip(ends, ends[1:])]
     assert len(cells) == 2**bits and mass == expected + [0] * (len(cells) - len(expected))
 
@@ -46,7 +46,7 @@ def test_cells_have_exactly_the_chances_of_the_table(sigma, levels):
 def test_a_cell_is_chosen_by_64_bits(monkeypatch):
     """Words at both sides of every threshold."""
     law = IntegerGaussian(0.02)
-    cells, bits = noise._alias(0.02, 255)
+    cells, bits = _normal_law.alias(0.02, 255)
     words, expected = [], []
     for i, (high, low, places) in enumerate(cells.tolist()):
         threshold = high << 32 | low
@@ -56,7 +56,7 @@ def test_a_cell_is_chosen_by_64_bits(monkeypatch):
             expected.append(places >> 16 if rest < threshold else places & 0xFFFF)
     pairs = jnp.asarray(np.array(words, np.uint64).T.astype(np.uint32))
     monkeypatch.setattr(noise, "_pair", lambda key, shape: pairs)
-    found = law.integers(KEY, (len(words),)) + len(noise._table(0.02, 255)) // 2
+    found = law.integers(KEY, (len(words),)) + len(_normal_law.table(0.02, 255)) // 2
     assert found.tolist() == expected
 
 
@@ -266,7 +266,9 @@ def test_rounded_noise_makes_steps_of_slopes_and_the_law_error_says_by_how_much(
     for refine in (1, 64):
         law = IntegerGaussian(sigma, levels, refine)
         grid = levels * refine
-        table = np.array([0, *(int(t) for t in noise._table(sigma, grid)), 2**64], dtype=object)
+        table = np.array(
+            [0, *(int(t) for t in _normal_law.table(sigma, grid)), 2**64], dtype=object
+        )
         mass = np.diff(table).astype(np.float64) / 2.0**64
         values = np.arange(len(mass)) - len(mass) // 2
         means = [
