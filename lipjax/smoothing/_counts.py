@@ -3,7 +3,7 @@
 import numpy as np
 
 from lipjax import _checks
-from lipjax.typing import ABSTAIN, Certificate
+from lipjax.typing import ABSTAIN, Bound, Certificate
 
 
 def checked(least_classes: int, **named):
@@ -80,6 +80,15 @@ def less_sure(chance, law_error: float):
     """A chance that something goes wrong, with noise whose law is off by so much."""
     _checks.within(0.0, 1.0, law_error=law_error)
     return np.minimum(chance + float(law_error), 1.0)
+
+
+def constant(lipschitz):
+    """The number of an upper `Bound`, or the number."""
+    if isinstance(lipschitz, Bound):
+        if not lipschitz.proves_upper:
+            raise ValueError(f"lipschitz is {lipschitz!r}; it must be an upper bound.")
+        return lipschitz.value
+    return lipschitz
 
 
 def chosen(selection):

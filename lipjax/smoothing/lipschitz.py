@@ -21,7 +21,7 @@ this library's; what is called published here was read off their code.
 import numpy as np
 
 from lipjax import _checks
-from lipjax.typing import Bound
+from lipjax.smoothing import _counts
 
 NARROW = 1e-3
 """Below this width of the ramp, in units of sigma, a series is more exact than differences."""
@@ -56,9 +56,7 @@ def quantile(p, *, lipschitz, sigma) -> np.ndarray:
     """
     p, constant, sigma = _checked(lipschitz, sigma, p=p)
     tail = np.minimum(p, 1 - p)
-    with np.errstate(
-        divide="ignore", over="ignore"
-    ):  # a smaller width stands for a larger constant
+    with np.errstate(divide="ignore", over="ignore"):
         width = np.minimum(1 / constant / sigma, WIDEST)
     size = sigma * _upper_quantile(tail, width)
     return np.where(p >= 0.5, size, -size)[()]
@@ -234,11 +232,7 @@ def _loss(x):
 
 
 def _checked(lipschitz, sigma, **named):
-    if isinstance(lipschitz, Bound):
-        if not lipschitz.proves_upper:
-            raise ValueError(f"lipschitz is {lipschitz!r}; it must be an upper bound.")
-        lipschitz = lipschitz.value
-    constant = np.asarray(lipschitz, np.float64)
+    constant = np.asarray(_counts.constant(lipschitz), np.float64)
     if not np.all(constant > 0):
         raise ValueError(f"lipschitz is {lipschitz!r}; it must be above 0 (inf is allowed).")
     _checks.positive(sigma=sigma)

@@ -23,9 +23,9 @@ from jax import lax
 from jax.extend.random import threefry_2x32
 
 from lipjax import _checks
-from lipjax.smoothing import _normal_law
+from lipjax.smoothing import _counts, _normal_law
 from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
-from lipjax.typing import Array, Bound
+from lipjax.typing import Array
 
 DITHER = 0x64697468
 """Of the key by which a result is spread over its cell."""
@@ -170,10 +170,7 @@ class IntegerGaussian:
         0.0317
         """
         _checks.integer(1, size=size)
-        if isinstance(lipschitz, Bound):
-            if not lipschitz.proves_upper:
-                raise ValueError(f"lipschitz is {lipschitz!r}; it must be an upper bound.")
-            lipschitz = lipschitz.value
+        lipschitz = _counts.constant(lipschitz)
         _checks.nonnegative(lipschitz=lipschitz)
         grid = self.levels * self.refine
         table = _normal_law.table(self.sigma, grid)
