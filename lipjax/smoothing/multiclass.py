@@ -2,9 +2,14 @@ r"""Certificates from the chances of the class and of every other one.
 
 If $p_A$ is at least $\underline p_A$ and every other class at most $\overline p_B$, the smoothed
 classifier is A within $\tfrac{\sigma}{2}(\Phi^{-1}(\underline p_A) - \Phi^{-1}(\overline p_B))$. Unlike
-the radius from $p_A$ alone it does not need a majority. The price is a bound for every class: which
-level each gets is decided by the selection sample alone, and the levels sum to at most alpha. That the
-others together have at most $1 - \underline p_A$ is the same event as the first bound and costs nothing.
+the radius from $p_A$ alone it does not need a majority. The price is a bound for every class, and what
+is left of alpha for them. That the others together have at most $1 - \underline p_A$ is the same event as
+the first bound and costs nothing.
+
+It is not shared among the classes. The radius is wrong only if the bound of A fails or that of the
+likeliest other class, which is one class, the same for every sample: where its bound holds, so does the
+largest of all bounds. So each of them can have all that is left. Published certificates take a part for
+every class or bucket, as if all bounds had to hold, and are there for comparison.
 
 Bounding the runner-up alone is not enough, on whichever sample it is found: another class may be the
 likely one, and no alpha makes up for that.
@@ -21,8 +26,10 @@ REST = 0.05
 """Share of alpha that "weighted" leaves to the classes that did not contend on the first sample."""
 
 
-SURE = 0.9
-"""Share of alpha that "auto" leaves to a class that got all votes of the first sample."""
+SURE = 0.99
+"""Share of alpha that "auto" gives a class that got all votes of the first sample."""
+LIKELY = 0.9
+"""And one that shared them with one other class, which then has nearly all that it lacks."""
 
 
 def certify(
@@ -42,13 +49,13 @@ def certify(
         estimation: `int[..., K]`, votes of a second, independent one.
         sigma: Standard deviation of the noise, a number or `float[...]`.
         alpha: Chance, for each input, that the certificate is wrong.
-        budget: How alpha is spent. `"bonferroni"`: the same on every class. `"partition"`: classes are
-            put into buckets as in the reference, each bounded as one. `"weighted"`: half on the class,
-            most of the rest on those that came near the second on the first sample, a twentieth on all
-            others. `"auto"`: nine tenths on a class that got all votes of the first sample, otherwise
-            as weighted; all on one of two classes, as the other has what it lacks. Its radii are the
-            largest on average (in simulations with 10 and 1000 classes, but where nothing is uncertain:
-            there 0.2 % below those of Cohen et al.).
+        budget: How alpha is spent. `"auto"`: on the class half of it, nine tenths where the first
+            sample had votes for it and one other class alone, 99 hundredths where it had all of them;
+            the rest on the likeliest other class, whichever that is. All on one of two classes, as the
+            other has what it lacks. `"weighted"`: half on the class, most of the rest shared by those
+            that came near the second on the first sample, a twentieth by all others. `"bonferroni"`:
+            the same on every class. `"partition"`: classes are put into buckets as in the reference,
+            each bounded as one.
         law_error: Of the noise, see `lipjax.smoothing.noise`; taken off every chance.
         num_samples: Of the estimation, if its rows are to be checked against it.
 
@@ -66,7 +73,7 @@ def certify(
 
     >>> found = certify([45, 35, 20], [45_000, 35_000, 20_000], sigma=1.0, alpha=0.001)
     >>> int(found.prediction), float(found.radius.round(4))
-    (0, 0.1162)
+    (0, 0.1163)
     """
     from scipy import special
 
@@ -108,43 +115,30 @@ def _bonferroni(selection, estimation, best, alpha):
     return level, [("another class is more likely", others.max(-1), level, classes - 1)]
 
 
-def _weighted(selection, estimation, best, alpha, *, unanimity=False):
-    """Contenders came within three deviations of the second on the first sample.
-
-    With `unanimity` no class contends where the first sample was unanimous.
-    """
+def _weighted(selection, estimation, best, alpha):
+    """Contenders came within three deviations of the second on the first sample."""
     votes, later = _without(selection, best), _without(estimation, best)
     second = votes.max(-1, keepdims=True)
     contends = votes >= np.maximum(1, second - 3 * np.sqrt(second + 1.0))
-    if not unanimity:
-        contends |= (second == 0) & (np.arange(votes.shape[-1]) == votes.argmax(-1)[..., None])
+    contends |= (second == 0) & (np.arange(votes.shape[-1]) == votes.argmax(-1)[..., None])
     near = contends.sum(-1)
     far = votes.shape[-1] - near
     shared = np.where(far > 0, 1 - REST, 1.0) * alpha / 2
-    own = np.where(near > 0, shared, SURE * alpha)
-    rest = np.where(near > 0, REST, 1 - SURE) * alpha
-    groups = [
-        (
-            "a contender is more likely",
-            np.where(contends, later, 0).max(-1),
-            shared / np.maximum(near, 1),
-            near,
-        ),
-        (
-            "another class is more likely",
-            np.where(contends, 0, later).max(-1),
-            rest / np.maximum(far, 1),
-            far,
-        ),
+    most, rest = (np.where(kept, later, 0).max(-1) for kept in (contends, ~contends))
+    return shared, [
+        ("a contender is more likely", most, shared / np.maximum(near, 1), near),
+        ("another class is more likely", rest, REST * alpha / np.maximum(far, 1), far),
     ]
-    return own, groups
 
 
 def _auto(selection, estimation, best, alpha):
     if selection.shape[-1] == 2:  # a bound for one is a bound for the other
-        level = np.full(best.shape[:-1], alpha)
-        return level, []
-    return _weighted(selection, estimation, best, alpha, unanimity=True)
+        return np.full(best.shape[:-1], alpha), []
+    votes = _without(selection, best)
+    second, total = votes.max(-1), votes.sum(-1)
+    own = alpha * np.where(total == 0, SURE, np.where(total == second, LIKELY, 0.5))
+    most = _without(estimation, best).max(-1)
+    return own, [("the likeliest other class is more likely", most, alpha - own, np.int64(1))]
 
 
 def _partition(selection, estimation, best, alpha):

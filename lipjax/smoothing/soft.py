@@ -21,13 +21,13 @@ import numpy as np
 from lipjax import _checks
 from lipjax.smoothing import _counts, confidence, simplex
 from lipjax.smoothing.lipschitz import radius as lipschitz_radius
-from lipjax.smoothing.multiclass import REST
+from lipjax.smoothing.multiclass import LIKELY, REST, SURE
 from lipjax.smoothing.sampling import Moments, sample_moments
 from lipjax.typing import Certificate
 
-BUDGETS = ("weighted", "bonferroni")
+BUDGETS = ("auto", "weighted", "bonferroni")
 BOUNDS = ("both", "bernstein", "kl")
-LIKELY = 0.99
+DECIDED = 0.99
 """A score at which it is decided whether a Lipschitz constant is worth its error."""
 GRID = 2.0**-24
 """How much a mean of `Moments` may lie below that of the scores."""
@@ -39,7 +39,7 @@ def certify(
     *,
     sigma,
     alpha: float,
-    budget: str = "weighted",
+    budget: str = "auto",
     bound: str = "both",
     lipschitz=None,
     law_error: float = 0.0,
@@ -54,7 +54,8 @@ def certify(
             these axes.
         sigma: Standard deviation of the noise, a number or `float[...]`, for each input of the batch.
         alpha: Chance, for each input, that the certificate is wrong.
-        budget: `"weighted"` or `"bonferroni"`, as in `lipjax.smoothing.multiclass`.
+        budget: `"auto"`, `"weighted"` or `"bonferroni"`, as in `lipjax.smoothing.multiclass`; for
+            "auto" another class has all that the first lacks where a tenth of it is left to the rest.
         bound: `"bernstein"`, `"kl"`, or for each mean the better of them, each at half the level.
         lipschitz: l2 constant of every score on the whole space, a number or an upper `Bound`, for
             the larger radius of `lipjax.smoothing.lipschitz`.
@@ -122,8 +123,8 @@ def certify(
     radius = np.where(np.isnan(radius), 0.0, radius)
     if lipschitz is not None:
         error = max(law_error, slope_error)
-        worth = lipschitz_radius(max(LIKELY - error, 0.0), lipschitz=lipschitz, sigma=sigma)
-        used = worth >= sigma * special.ndtri(max(LIKELY - law_error, 0.5))
+        worth = lipschitz_radius(max(DECIDED - error, 0.0), lipschitz=lipschitz, sigma=sigma)
+        used = worth >= sigma * special.ndtri(max(DECIDED - law_error, 0.5))
         aware = chances(error)
         p_lower, p_upper = (np.where(used, a, p) for a, p in zip(aware, (p_lower, p_upper)))
         aware = lipschitz_radius(*aware, lipschitz=lipschitz, sigma=sigma)
@@ -235,7 +236,7 @@ def trade_off(
     variance = np.stack([m.variance for m in found]).reshape(shape) * (1 - 1 / num_samples)
     labels = np.asarray(labels)
     radii = np.zeros(shape[:2])
-    best, levels, _ = _shares(mean, variance / num_samples, alpha, "weighted", 1.0 / num_samples)
+    best, levels, _ = _shares(mean, variance / num_samples, alpha, "auto", 1.0 / num_samples)
     trials = np.full((*shape[:2], 1), planned)
     lower, upper = _bounds(mean, variance, trials, levels, "both")
     own = np.take_along_axis(lower, best, -1)[..., 0]
@@ -298,14 +299,18 @@ def unsound_per_input(counts, moments: Moments, *, sigma, alpha: float) -> Certi
 
 
 def _bounds(mean, variance, trials, levels, bound):
-    """Lower and upper bounds on means, each at the level of its class."""
+    """Lower and upper bounds on means, each at the level of its class; of level 0 nothing is known."""
+    spent = levels > 0
+    levels = np.where(spent, levels, 0.5)
     if bound == "bernstein":
-        return confidence.empirical_bernstein(mean, variance, trials, alpha=levels)
-    if bound == "kl":
-        return confidence.chernoff_kl(mean, trials, alpha=levels)
-    one = confidence.empirical_bernstein(mean, variance, trials, alpha=levels / 2)
-    other = confidence.chernoff_kl(mean, trials, alpha=levels / 2)
-    return np.maximum(one.lower, other.lower), np.minimum(one.upper, other.upper)
+        found = confidence.empirical_bernstein(mean, variance, trials, alpha=levels)
+    elif bound == "kl":
+        found = confidence.chernoff_kl(mean, trials, alpha=levels)
+    else:
+        one = confidence.empirical_bernstein(mean, variance, trials, alpha=levels / 2)
+        other = confidence.chernoff_kl(mean, trials, alpha=levels / 2)
+        found = np.maximum(one.lower, other.lower), np.minimum(one.upper, other.upper)
+    return np.where(spent, found[0], 0.0), np.where(spent, found[1], 1.0)
 
 
 def _spend(selection, alpha, budget):
@@ -327,6 +332,18 @@ def _shares(mean, error, alpha, budget, least):
         ledger = {"the class is less likely": level[..., 0], "another class is more likely": total}
         return best, level, ledger
     others = mean.copy()
+    if budget == "auto":
+        np.put_along_axis(others, best, 0.0, -1)
+        second, total = others.max(-1), others.sum(-1)
+        own = np.where(total == 0, SURE, np.where(second >= 0.9 * total, LIKELY, 0.5)) * alpha
+        own = np.where(classes == 2, alpha, own)  # then the scores of the other are what it lacks
+        level = np.broadcast_to((alpha - own)[..., None], mean.shape).copy()
+        np.put_along_axis(level, best, own[..., None], -1)
+        ledger = {
+            "the class is less likely": own,
+            "the likeliest other class is more likely": alpha - own,
+        }
+        return best, level, ledger
     np.put_along_axis(others, best, -1.0, -1)
     second = others.argmax(-1)[..., None]
     reach = 3 * np.sqrt(error + least * least)

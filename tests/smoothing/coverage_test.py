@@ -14,7 +14,7 @@ import pytest
 from scipy import special, stats
 
 from lipjax.smoothing import gaussian, hybrid, multiclass, sequential, soft
-from lipjax.smoothing.kernels import Mask, Uniform
+from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from lipjax.smoothing.sampling import Moments
 from lipjax.typing import ABSTAIN
 
@@ -74,7 +74,12 @@ TABLE = {
     "multiclass partition": _many("partition", (0.39, 0.48), (0.49, 0.49), 4),
     "hybrid mask": _hybrid(Mask(0.8), (0.70, 0.915), (0.99, 0.99), 2),
     "hybrid uniform": _hybrid(Uniform(0.9, 3), (0.70, 0.915), (0.99, 0.99), 2),
+    "hybrid ablation": _hybrid(Ablation(3, 5), (0.70, 0.915), (0.99, 0.99), 2),
+    "hybrid columns": _hybrid(Categorical(0.4, (2, 3, 5)), (0.70, 0.915), (0.99, 0.99), 2),
     # Exact for unanimous votes alone, elsewhere Chernoff's bound gives away most of alpha.
+    "soft auto kl": _soft("auto", "kl", (0.625, 0.833), (0.143, 0.202), 3),
+    "soft auto both": _soft("auto", "both", (0.313, 0.417), (0.067, 0.085), 8),
+    "soft auto bernstein": _soft("auto", "bernstein", (0.0, 0.003), (0.0385, 0.0706), None),
     "soft weighted kl": _soft("weighted", "kl", (0.313, 0.417), (0.067, 0.085), 8),
     "soft bonferroni kl": _soft("bonferroni", "kl", (0.313, 0.417), (0.067, 0.085), 8),
     "soft weighted both": _soft("weighted", "both", (0.156, 0.208), (0.030, 0.039), 15),
