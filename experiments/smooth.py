@@ -307,6 +307,8 @@ def certificates(config, sampled, chosen_map, bound: Bound, data, classes) -> di
     first, second = sampled[SELECTION], sampled[ESTIMATION]
     constant = simplex.component(chosen_map[0], temperature=chosen_map[1], num_classes=classes)
     of_scores = Bound(float(bound.value) * constant * (1 + 1e-6), "upper")
+    whole = simplex.whole(chosen_map[0], temperature=chosen_map[1], num_classes=classes)
+    of_margins = Bound(float(bound.value) * np.sqrt(2) * whole * (1 + 1e-6), "upper")
     law_error = slope_error = 0.0
     if settings.exact:
         noise = noise_of(settings, data)
@@ -328,7 +330,8 @@ def certificates(config, sampled, chosen_map, bound: Bound, data, classes) -> di
         found[name] = multiclass.certify(*votes, budget=budget, **options)
     soft_counts = first["scores"], second["scores"]
     found["soft scores"] = soft.certify(*soft_counts, **soft_options)
-    aware = soft.certify(*soft_counts, lipschitz=of_scores, slope_error=slope_error, **soft_options)
+    constants = dict(lipschitz=of_scores, margin_lipschitz=of_margins)
+    aware = soft.certify(*soft_counts, **constants, slope_error=slope_error, **soft_options)
     found["soft, Lipschitz-aware"] = aware
     own = aware.info["p_lower"]
     if not aware.info["lipschitz_used"].all():

@@ -150,7 +150,9 @@ assert (votes.sum(1) == 10_000).all()
 # %%
 options = dict(sigma=SIGMA, alpha=ALPHA, law_error=noise.law_error(64))
 counted = options | {"num_samples": 10_000}
-constant = bound * Bound(simplex.component(name, temperature=temperature, num_classes=10), "upper")
+chosen = dict(temperature=temperature, num_classes=10)
+constant = bound * Bound(simplex.component(name, **chosen), "upper")
+of_margins = bound * Bound(np.sqrt(2) * simplex.whole(name, **chosen), "upper")
 certificates = {"Cohen et al.": gaussian.certify(first_votes, votes, **counted)}
 for budget in ("bonferroni", "partition", "auto"):
     certificates[f"all classes, {budget}"] = multiclass.certify(
@@ -161,6 +163,7 @@ certificates["soft, Lipschitz-aware"] = soft.certify(
     first_scores,
     scores,
     lipschitz=constant,
+    margin_lipschitz=of_margins,
     slope_error=noise.law_error(64, lipschitz=float(constant.value)),
     **options,
 )

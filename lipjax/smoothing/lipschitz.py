@@ -95,6 +95,40 @@ def radius(p_lower, p_upper=None, *, lipschitz, sigma) -> np.ndarray:
     return np.where(gap > 0, gap * (1 - 1e-13), 0.0)[()]
 
 
+def margin_radius(margin, *, lipschitz, sigma) -> np.ndarray:
+    """The l2 radius within which the smoothed margin of two scores stays positive.
+
+    `quantile((1 + margin) / 2)` for half of the constant: a margin in [-1, 1] is a score in [0, 1] of
+    twice the range. Where the scores of one class and of another have no better constant than their
+    margin, `radius` of the two is at least this; margins of maps such as sparsemax have a better one.
+
+    Args:
+        margin: `float[...]` in [-1, 1], at most the smoothed score of the class less that of any other.
+        lipschitz: l2 constant of every margin on the whole space, `sqrt(2) simplex.whole(...)` times
+            that of the logits for example; as in `quantile`.
+        sigma: Standard deviation of the noise, a number or `float[...]`.
+
+    Returns:
+        float64, rounded down; 0 where nothing is proved.
+
+    Guarantee: at every point closer than the radius the smoothed margin is positive, for functions with
+    values in [-1, 1] of that constant; never above the exact one, within a relative 1e-9 of it.
+
+    Raises:
+        ValueError: for a margin outside [-1, 1]; as `quantile`.
+
+    >>> margin_radius(0.8, lipschitz=1.0, sigma=1.0).round(4)
+    np.float64(1.4862)
+    """
+    _, constant, sigma = _checked(lipschitz, sigma, p=0.5)
+    value = np.asarray(margin, np.float64)
+    if not np.all((value >= -1) & (value <= 1)):
+        raise ValueError(f"margin is {margin!r}; it must lie in [-1, 1].")
+    # The sum is rounded to the nearest: one number less is safe.
+    share = np.where(value < 1, np.nextafter((1 + value) / 2, 0.0), 1.0)
+    return radius(share, lipschitz=constant / 2, sigma=sigma)
+
+
 def smoothed(*, lipschitz, sigma, scores: str = "one", largest: float = 1.0) -> np.ndarray:
     """The l2 constant of a function after Gaussian smoothing.
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from lipjax import _checks
 from lipjax.smoothing import _counts, confidence, simplex
+from lipjax.smoothing.lipschitz import margin_radius
 from lipjax.smoothing.lipschitz import radius as lipschitz_radius
 from lipjax.smoothing.multiclass import LIKELY, REST, SURE
 from lipjax.smoothing.sampling import Moments, sample_moments
@@ -42,6 +43,7 @@ def certify(
     budget: str = "auto",
     bound: str = "both",
     lipschitz=None,
+    margin_lipschitz=None,
     law_error: float = 0.0,
     slope_error: float = 0.0,
 ) -> Certificate:
@@ -59,6 +61,9 @@ def certify(
         bound: `"bernstein"`, `"kl"`, or for each mean the better of them, each at half the level.
         lipschitz: l2 constant of every score on the whole space, a number or an upper `Bound`, for
             the larger radius of `lipjax.smoothing.lipschitz`.
+        margin_lipschitz: With `lipschitz`, that of every difference of two scores, where it is less
+            than twice the other, as for sparsemax and entmax: `lipschitz.margin_radius` may then be
+            larger, and follows from the same bounds.
         law_error: Of the noise, see `lipjax.smoothing.noise`; taken off.
         slope_error: With `lipschitz`, the noise's `law_error(size, lipschitz=...)` for the same
             constant: rounding to a grid makes steps of a slope. The certificate is then about scores
@@ -96,8 +101,14 @@ def certify(
     alpha, sigma = _counts.levels(alpha, sigma)
     batch = estimation.total.shape[:-2]
     _counts.check_batch(batch, sigma=sigma)
-    if lipschitz is not None:
-        _counts.check_batch(batch, lipschitz=getattr(lipschitz, "value", lipschitz))
+    for name, value in (("lipschitz", lipschitz), ("margin_lipschitz", margin_lipschitz)):
+        if value is not None:
+            _counts.check_batch(batch, **{name: getattr(value, "value", value)})
+    if margin_lipschitz is not None and lipschitz is None:
+        raise ValueError(
+            f"margin_lipschitz is {margin_lipschitz!r} without lipschitz; give the constant of a score "
+            "too."
+        )
     _checks.within(0.0, 1.0, law_error=law_error, slope_error=slope_error)
     law_error, slope_error = float(law_error), float(slope_error)
     if slope_error and lipschitz is None:
@@ -127,8 +138,15 @@ def certify(
         used = worth >= sigma * special.ndtri(max(DECIDED - law_error, 0.5))
         aware = chances(error)
         p_lower, p_upper = (np.where(used, a, p) for a, p in zip(aware, (p_lower, p_upper)))
-        aware = lipschitz_radius(*aware, lipschitz=lipschitz, sigma=sigma)
-        radius = np.where(used, aware, radius)
+        found = lipschitz_radius(*aware, lipschitz=lipschitz, sigma=sigma)
+        if margin_lipschitz is not None:
+            # At most twice that of a score, for which the slope's error is.
+            each = np.asarray(_counts.constant(lipschitz), np.float64)
+            two = np.minimum(np.asarray(_counts.constant(margin_lipschitz), np.float64), 2 * each)
+            margin = np.maximum(aware[0] - aware[1], 0.0)
+            of_margin = margin_radius(margin, lipschitz=two, sigma=sigma)
+            found = np.maximum(found, np.where(margin > 0, of_margin, 0.0))
+        radius = np.where(used, found, radius)
         info["lipschitz_used"] = used
     info |= {"p_lower": p_lower, "p_upper": p_upper, "ledger": ledger}
     return _counts.certificate(best[..., 0], radius, info)
@@ -209,8 +227,9 @@ def trade_off(
     maps = tuple((str(name), float(temperature)) for name, temperature in maps)
     if not maps:
         raise ValueError("maps is empty; it must hold (name, temperature) pairs.")
-    constants = np.array(
-        [simplex.component(n, temperature=t, num_classes=num_classes) for n, t in maps]
+    constants, whole = (
+        np.array([of(n, temperature=t, num_classes=num_classes) for n, t in maps])
+        for of in (simplex.component, simplex.whole)
     )
 
     def scores(x):
@@ -249,6 +268,11 @@ def trade_off(
             value = getattr(lipschitz, "value", lipschitz)
             limit = np.asarray(value, np.float64) * constant
         radii[:, i] = lipschitz_radius(own[:, i], other[:, i], lipschitz=limit, sigma=sigma)
+        if np.isfinite(limit):
+            both = np.maximum(own[:, i] - other[:, i], 0.0)
+            limit = limit / constant * np.sqrt(2) * whole[i]
+            of_margin = margin_radius(both, lipschitz=limit, sigma=sigma)
+            radii[:, i] = np.maximum(radii[:, i], of_margin)
     radii *= best[..., 0] == labels[:, None]
     ordered = np.sort(mean, axis=-1)
     spread = np.sqrt(np.take_along_axis(variance, best, -1)[..., 0])

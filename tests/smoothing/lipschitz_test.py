@@ -102,6 +102,49 @@ def test_one_lipschitz_along_functions_and_tight_for_ramps():
     assert steepest > 0.999
 
 
+def test_margins_keep_their_sign_and_ramps_change_it_at_the_radius():
+    """Functions in [-1, 1] of constant 0.8; half of it and no less is that of the score."""
+    sigma, constant, at = 0.5, 0.8, np.linspace(-3, 3, 601)
+    rng = np.random.default_rng(0)
+    for kind in range(6):
+        a, b, shift = rng.uniform(1, 4), rng.uniform(0.5, 3), rng.uniform(-0.5, 0.5)
+
+        def f(x, a=a, b=b, shift=shift, kind=kind):
+            if kind == 0:
+                return np.clip(constant * x, -1, 1)
+            wave = np.abs((x + 0.3 * np.sin(b * x)) / (1 + 0.3 * b) % (2 * a) - a) - a / 2
+            return np.clip(constant * (wave + shift), -1, 1)
+
+        means = np.array([smoothed(f, x, sigma) for x in at])
+        radii = lipschitz.margin_radius(np.clip(means, -1, 1), lipschitz=constant, sigma=sigma)
+        wrong = at[means <= 0]
+        distance = np.array([np.abs(x - wrong).min(initial=np.inf) for x in at])
+        assert (radii <= distance + 1e-6)[means > 0].all()
+        if kind == 0:
+            np.testing.assert_allclose(radii[301:500], at[301:500], rtol=1e-5)
+            loose = lipschitz.margin_radius(means[450], lipschitz=constant / 2, sigma=sigma)
+            assert loose > at[450] * 1.01  # negative control
+
+
+def test_margins_and_scores():
+    """The same where two scores sum to one; two scores are better with the constant of the margin."""
+    p = np.linspace(0.5, 0.9999, 40)
+    for constant in (0.1, 1.0, 30.0, np.inf):
+        one = radius(p, lipschitz=constant, sigma=0.5)
+        both = lipschitz.margin_radius(2 * p - 1, lipschitz=2 * constant, sigma=0.5)
+        assert (both <= one * (1 + 1e-9)).all()
+        np.testing.assert_allclose(both, one, rtol=1e-8, atol=1e-12)
+        q = 0.7 * (1 - p)
+        two = radius(p, q, lipschitz=constant, sigma=0.5)
+        of_margin = lipschitz.margin_radius(p - q, lipschitz=2 * constant, sigma=0.5)
+        assert (of_margin <= two * (1 + 1e-9)).all()
+    assert lipschitz.margin_radius(1.0, lipschitz=1.0, sigma=1.0) == np.inf
+    assert lipschitz.margin_radius(0.0, lipschitz=1.0, sigma=1.0) == 0
+    assert lipschitz.margin_radius(-1.0, lipschitz=1.0, sigma=1.0) == 0
+    with pytest.raises(ValueError, match="margin is 1.5"):
+        lipschitz.margin_radius(1.5, lipschitz=1.0, sigma=1.0)
+
+
 def test_negative_control_a_constant_too_small_promises_too_much():
     """A ramp of slope 4 that is said to have slope 1: the certified score falls below 1/2."""
 

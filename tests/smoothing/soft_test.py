@@ -241,6 +241,34 @@ def test_the_trade_off_of_temperatures():
     np.testing.assert_allclose(np.mean(radii), found.radius.max(), rtol=0.05)
 
 
+def test_the_constant_of_margins_makes_radii_larger_for_sparsemax():
+    """And never beyond a ramp of the margin, which changes its sign at its distance."""
+    sigma, kinds = 0.5, dict(temperature=0.8, num_classes=3)
+    each, both = simplex.component("sparsemax", **kinds), simplex.whole("sparsemax", **kinds)
+    line = np.array([1.0, -1.0, 0.0]) / np.sqrt(2)  # of the logits z = t line, of constant 1
+
+    def scores(x):
+        far = jnp.float32([0, 0, -9])[None]  # a third class that gets nothing
+        return simplex.sparsemax(jnp.outer(x, jnp.float32(line)) + far, temperature=0.8)
+
+    options = dict(sigma=sigma, num_classes=3, batch_size=5000)
+    for x in (0.1, 0.4, 0.8):
+        first = sample_moments(jax.random.key(0), scores, jnp.float32(x), num_samples=100, **options)
+        second = sample_moments(
+            jax.random.key(1), scores, jnp.float32(x), num_samples=50_000, **options
+        )
+        given = dict(sigma=sigma, alpha=0.001, lipschitz=each)
+        without = soft.certify(first, second, **given).radius
+        found = soft.certify(first, second, margin_lipschitz=np.sqrt(2) * both, **given).radius
+        assert without < found <= x
+        same = soft.certify(first, second, margin_lipschitz=9 * each, **given).radius
+        np.testing.assert_allclose(same, without, rtol=1e-6)
+        wrong = soft.certify(first, second, margin_lipschitz=0.5 * both, **given).radius
+        assert wrong > x  # negative control
+    with pytest.raises(ValueError, match="margin_lipschitz is 1.0 without lipschitz"):
+        soft.certify(first, second, sigma=1.0, alpha=0.01, margin_lipschitz=1.0)
+
+
 def test_kl_bounds_solve_their_equation():
     mean = np.r_[0, 1e-12, 1e-6, 0.001, RNG.uniform(0, 1, 300), 1 - 1e-9, 1]
     for n, alpha in ((2, 0.3), (100, 0.001), (10**6, 1e-9)):
