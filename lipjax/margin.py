@@ -130,6 +130,8 @@ def certify(
         `ABSTAIN` with radius 0 if a logit is NaN; `info` holds the `margin`. Both are those of the
         logits as JAX holds them: float64 ones may tie where it runs in 32 bits.
 
+    Guarantee: as `radius`, for the function with exactly these logits at this input.
+
     >>> import jax.numpy as jnp
     >>> certify(jnp.array([0.0, 2.0]), lipschitz=1.0).prediction.item()
     1

@@ -98,7 +98,8 @@ def freeze_conv(params: Params, *, side: str = "auto") -> Linear:
 def bound(weights: Linear) -> Bound:
     """Upper bound on the Lipschitz constant of the layer with these weights, proved in float64.
 
-    NaN or infinite weights give infinity.
+    Guarantee: at least the constant of the layer with exactly these floats, for every size, stride and
+    padding that `apply_conv` takes; a zero kernel nearly zero, NaN or infinite weights infinity.
     """
     return forms.linear_bound(weights)
 

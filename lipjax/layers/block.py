@@ -157,9 +157,11 @@ def freeze_conv(params: Params, *, num_steps: int = 25) -> Linear | Strided:
 def bound(weights: Linear | Strided) -> Bound:
     """Upper bound on the Lipschitz constant with these weights, proved in float64 on the host.
 
-    For zero padding and every size, and circular padding of sizes that the stride divides. With a
-    stride the kernel is that of the pixels of each block as channels. Up to 1.01 where the norm is 1
-    for kernels that are far from orthogonal. NaN or infinite weights give infinity.
+    Guarantee: at least the constant of the layer with exactly these floats, for zero padding and every
+    size, and circular padding of sizes that the stride divides. NaN or infinite weights give infinity.
+
+    With a stride the kernel is that of the pixels of each block as channels. Up to 1.01 where the norm
+    is 1 for kernels that are far from orthogonal.
     """
     by_blocks = functools.partial(_by_blocks, stride=stride_of(weights))
     kernel = on_host_float64(by_blocks, weights.kernel)

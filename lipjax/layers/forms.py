@@ -206,13 +206,15 @@ def _stepped(hidden, step):
 
 
 def linear_bound(weights: Linear) -> Bound:
-    """Upper bound on the Lipschitz constant of the linear form with exactly these floats.
+    """Upper bound on the Lipschitz constant of the linear form.
+
+    Guarantee: at least the constant with exactly these floats, of dense kernels and of convolutions with
+    zero or circular padding, any stride and size; NaN or infinite weights give infinity, a zero kernel
+    a bound of nearly zero.
 
     In float64 on the host: the smaller of the weighted row sums of the Gram matrix with the witness
     and a proof of the norm itself, by a factorization or Gram iteration; of kernels of more than 2^20
-    numbers (2^16 of a convolution) that is left out where the row sums prove a norm of 1. Holds for
-    dense kernels and for convolutions with zero or circular padding, any stride and size. NaN or
-    infinite weights give infinity, a zero kernel a bound of nearly zero.
+    numbers (2^16 of a convolution) that is left out where the row sums prove a norm of 1.
     """
     check_made(weights, Linear)
     squared = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, None)
@@ -220,11 +222,13 @@ def linear_bound(weights: Linear) -> Bound:
 
 
 def residual_bound(weights: Residual) -> Bound:
-    """Upper bound on the Lipschitz constant of the residual form with exactly these floats.
+    """Upper bound on the Lipschitz constant of the residual form.
+
+    Guarantee: at least the constant with exactly these floats and an activation whose slopes lie in
+    [0, 1]; NaN or infinite weights give infinity, a zero kernel 1.
 
     If `T` dominates `W^T W` up to a factor r, the form is r times a 1-Lipschitz one minus
-    `(r - 1) x`, so the constant is at most `max(1, 2 r - 1)`. Needs a slope-restricted activation.
-    NaN or infinite weights give infinity, a zero kernel 1.
+    `(r - 1) x`, so the constant is at most `max(1, 2 r - 1)`.
     """
     check_made(weights, Residual)
     ratio = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, weights.step)

@@ -84,7 +84,7 @@ def freeze_dense(params: Params) -> Head:
 def bound(weights: Head) -> Bound:
     """Upper bound on the Lipschitz constant of the map from features to all logits.
 
-    In float64 on the host, with exactly these floats. Between 1 and the square root of the number
+    Guarantee: at least the constant of exactly these floats, in float64 on the host. Between 1 and the square root of the number
     of classes for columns of norm 1. NaN or infinite weights give infinity, zeros zero.
     """
     forms.check_made(weights, Head)

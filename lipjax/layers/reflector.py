@@ -93,7 +93,11 @@ def freeze_conv(params: Params, *, input_size) -> Transfer:
 
 
 def bound(weights: Linear | Transfer) -> Bound:
-    """Upper bound on the Lipschitz constant with these weights, proved in float64 on the host."""
+    """Upper bound on the Lipschitz constant with these weights, proved in float64 on the host.
+
+    Guarantee: at least the constant of the layer with exactly these floats, of a convolution at the size
+    that its frequencies are of; NaN or infinite weights give infinity.
+    """
     return (
         _transfer.bound(weights) if isinstance(weights, Transfer) else forms.linear_bound(weights)
     )

@@ -188,6 +188,9 @@ def bound(weights: Sandwich) -> Bound:
     The square of the norm of `[A^T; B^T]`, proved in float64 on the host: dividing A and B by that
     norm gives a 1-Lipschitz layer, whose input and output it then scales. `output_dense` multiplies
     with B alone; its bound is `output_bound`.
+
+    Guarantee: at least the constant of the layer with exactly these floats and an activation that it
+    takes; NaN or infinite weights give infinity.
     """
     forms.check_made(weights, Sandwich)
     norm = _transfer.norm_bound(weights.kernel)
@@ -196,9 +199,9 @@ def bound(weights: Sandwich) -> Bound:
 
 
 def output_bound(weights: Sandwich) -> Bound:
-    """Upper bound on the Lipschitz constant of `output_dense` with these weights, as `bound`.
+    """Upper bound on the Lipschitz constant of `output_dense` with these weights.
 
-    The norm of B; the square of that of `[A^T; B^T]`, where this is below 1, can be smaller.
+    Guarantee: as `bound`. The norm of B; the square of that of `[A^T; B^T]`, where this is below 1, can be smaller.
 
     >>> import jax.numpy as jnp
     >>> half = of_contraction(forms.linear(0.5 * jnp.eye(4, 2, -2), jnp.zeros(2)))

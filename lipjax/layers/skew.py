@@ -160,6 +160,10 @@ def freeze_conv(params: Params) -> Skew:
 def bound(weights: Linear | Skew, *, order: int = ORDER) -> Bound:
     """Upper bound on the Lipschitz constant with these weights, proved in float64 on the host.
 
+    Guarantee: at least the constant of the layer with exactly these floats, of a convolution with a
+    series of that order and zero or circular padding of every size; NaN or infinite weights
+    give infinity.
+
     For a convolution the norm of the skew part is bounded for every size, and the truncated series
     of that order up to that angle: to the last digits up to an angle of 100 and order 128, by the
     sizes of its terms beyond.

@@ -122,7 +122,9 @@ def freeze_conv(params: Params) -> Residual:
 def bound(weights: Residual) -> Bound:
     """Upper bound on the Lipschitz constant of the layer with these weights, proved in float64.
 
-    At least 1; NaN or infinite weights give infinity.
+    Guarantee: at least the constant of the layer with exactly these floats, for the activations that
+    `apply_dense` and `apply_conv` take and every size and padding; at least 1, and infinity for NaN or
+    infinite weights.
     """
     return forms.residual_bound(weights)
 

@@ -9,6 +9,10 @@ million samples. For programs on a device there is `failure_table`, the bound fo
 
 Near one, a probability has no digits left for what matters, the chance of failure: `failure` returns
 that, an upper bound on `1 - p`, in full precision.
+
+References: Clopper, Pearson (1934), https://doi.org/10.1093/biomet/26.4.404; Chernoff (1952),
+https://doi.org/10.1214/aoms/1177729330; Hoeffding (1963),
+https://doi.org/10.1080/01621459.1963.10500830; Maurer, Pontil (2009), https://arxiv.org/abs/0907.3740.
 """
 
 from typing import NamedTuple
@@ -188,6 +192,8 @@ def hoeffding(mean, trials, *, alpha: float) -> Interval:
 
     `chernoff_kl` is never wider. Reference: Hoeffding (1963).
 
+    Guarantee: of independent samples, each side fails with probability at most alpha.
+
     >>> found = hoeffding(0.9, 100_000, alpha=0.001)
     >>> float(found.lower.round(5))
     0.89412
@@ -204,6 +210,8 @@ def empirical_bernstein(mean, variance, trials, *, alpha: float) -> Interval:
         variance: `float[...]`, the unbiased one (divided by `trials - 1`).
         trials: `int[...]`, at least 2.
         alpha: Level of each side, in (0, 1), a number or an array.
+
+    Guarantee: of independent samples, each side fails with probability at most alpha.
 
     Raises:
         ValueError: for a mean or variance that such variables cannot have.
@@ -231,6 +239,8 @@ def chernoff_kl(mean, trials, *, alpha: float) -> Interval:
 
     The lower one is the smallest p with `kl(mean, p) <= log(1 / alpha) / trials`. Never wider than
     `hoeffding`; for counts `clopper_pearson` is closer still.
+
+    Guarantee: of independent samples, each side fails with probability at most alpha.
 
     Reference: Chernoff (1952); for variables in [0, 1], Hoeffding (1963), theorem 1.
 

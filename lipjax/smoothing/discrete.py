@@ -103,6 +103,9 @@ def worst_case(p_lower, *, kernel, num_edits: int) -> np.ndarray:
     Returns:
         float64, rounded down, at least 0.
 
+    Guarantee: no function in [0, 1] whose clean mean is at least p has a smaller mean after at most
+    `num_edits` changes; up to the rounding downwards some function has just this one.
+
     Raises:
         ValueError: for p outside [0, 1], an unknown kernel, or a bad number of edits.
 

@@ -75,6 +75,9 @@ def radius(p_lower, p_upper=None, *, lipschitz, sigma) -> np.ndarray:
     Returns:
         float64, rounded down; 0 where nothing is proved.
 
+    Guarantee: at every point closer than the radius the smoothed score of the class is the largest, for
+    scores in [0, 1] of that constant; at ties and for p_lower of at most 1/2 alone it is 0.
+
     Raises:
         ValueError: as `quantile`.
 
@@ -145,6 +148,8 @@ def smoothed(*, lipschitz, sigma, scores: str = "one", largest: float = 1.0) -> 
         of one is reached by ramps. (The published code has `L erf(r / (sqrt(2) L sigma))`, up to twice
         that.)
 
+    Guarantee: at least the constant of the smoothed function, rounded up.
+
     Raises:
         ValueError: as `quantile`, and for another name or a number that is not positive.
 
@@ -165,27 +170,39 @@ def smoothed(*, lipschitz, sigma, scores: str = "one", largest: float = 1.0) -> 
         return np.nextafter(np.minimum(found, limit) * (1 + 1e-13), np.inf)[()]
 
 
-def published_radius(p, *, lipschitz, sigma) -> np.ndarray:
-    """The published approximation of `radius(p)`, for comparison; never larger.
+def published_radius(p_lower, p_upper=None, *, lipschitz, sigma) -> np.ndarray:
+    """The published approximation of `radius`, for comparison; arguments as there.
 
     It divides the quantile of Cohen et al. by the Lipschitz constant of `Phi^-1` of the smoothed score
-    at p itself.
+    at p itself. Cut off at `radius`, which it exceeds by rounding at most.
 
     >>> bool(published_radius(0.99993, lipschitz=0.2, sigma=0.25) < 0.4 * radius(0.99993,
     ...     lipschitz=0.2, sigma=0.25))
     True
     """
+    own = _published(p_lower, lipschitz, sigma)
+    if p_upper is None:
+        return np.maximum(own, 0.0)[()]
+    gap = (own - _published(p_upper, lipschitz, sigma)) / 2
+    exact = radius(p_lower, p_upper, lipschitz=lipschitz, sigma=sigma)
+    return np.clip(np.nan_to_num(gap), 0.0, np.maximum(exact, 0.0))[()]
+
+
+def _published(p, lipschitz, sigma):
+    """What the published code takes for the quantile at p, odd about 1/2."""
     from scipy import special
 
     p, constant, sigma = _checked(lipschitz, sigma, p=p)
-    exact = quantile(p, lipschitz=constant, sigma=sigma)
-    z = special.ndtri(p)
+    above = np.maximum(p, 1 - p)
+    exact = quantile(above, lipschitz=constant, sigma=sigma)
+    z = special.ndtri(above)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         slope = _density(np.abs(exact / sigma), 1 / (constant * sigma)) / _normal(z)
         found = sigma * z / slope
-    found = np.where(np.isnan(found), np.where(p <= 0.5, 0.0, exact), found)  # p is 0 or 1
+    found = np.where(np.isnan(found), exact, found)  # p is 0 or 1
     # Where a constant tells nothing both are Cohen's, and this one is not rounded down.
-    return np.clip(found, 0.0, np.maximum(exact, 0.0))[()]
+    found = np.clip(found, 0.0, np.maximum(exact, 0.0))
+    return np.where(p >= 0.5, found, -found)
 
 
 def _upper_quantile(q, width):

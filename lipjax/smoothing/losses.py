@@ -13,6 +13,10 @@ means no noise.
     smooth_adv   cross-entropy at an attacked example, the attack being on the smoothed classifier
     macer        plus a hinge on the certified radius
     consistency  plus the distance of predictions from their mean
+
+References, in this order: Cohen, Rosenfeld, Kolter (2019), https://arxiv.org/abs/1902.02918; Li et al.
+(2019), https://arxiv.org/abs/1809.03113; Salman et al. (2019), https://arxiv.org/abs/1906.04584; Zhai et
+al. (2020), https://arxiv.org/abs/2001.02378; Jeong, Shin (2020), https://arxiv.org/abs/2006.04062.
 """
 
 from collections.abc import Callable

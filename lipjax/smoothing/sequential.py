@@ -159,6 +159,9 @@ def certify(draw: Callable[[int, int], int], prediction: int, plan: Plan) -> Cer
         `Certificate` with the plan's radius, or ABSTAIN with 0; `info` has the samples drawn, the votes
         and the ledger.
 
+    Guarantee: with probability at least 1 less the plan's alpha over the samples, it abstains or the
+    class has the majority everywhere closer than the radius.
+
     >>> rng = np.random.default_rng(0)
     >>> target = plan(0.5, sigma=0.5, alpha=0.001, looks=[100, 1000, 10_000])
     >>> found = certify(lambda a, b: rng.binomial(b - a, 0.99), 3, target)

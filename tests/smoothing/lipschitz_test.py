@@ -33,6 +33,9 @@ def test_two_scores_against_the_reference():
         given, exact = case["inputs"], case["exact"]["R"]
         found = radius(given["p1"], given["p2"], lipschitz=given["L"], sigma=given["sigma"])
         assert found <= exact * (1 + 1e-12) and exact <= found * (1 + 2e-9), case["id"]
+        options = dict(lipschitz=given["L"], sigma=given["sigma"])
+        official = lipschitz.published_radius(given["p1"], given["p2"], **options)
+        np.testing.assert_allclose(official, case["published"], rtol=1e-6, err_msg=case["id"])
 
 
 P = np.r_[np.linspace(0.5, 0.999, 60), 1 - np.geomspace(1e-14, 1e-4, 20)]
@@ -431,6 +434,17 @@ def test_the_published_radius_is_never_larger():
                 np.testing.assert_allclose(
                     published, cohen, rtol=1e-4 * (1e3 / product) ** 2 + 1e-9
                 )
+
+
+def test_the_published_radius_of_two_scores_is_no_larger_before_it_is_cut_off():
+    low, high = np.meshgrid(np.linspace(0.001, 0.5, 80), np.linspace(0.01, 0.999, 80))
+    inside = (low < high) & (low + high <= 1)
+    low, high = low[inside], high[inside]
+    for constant in (0.1, 0.5, 2.0, 50.0, 1e6):
+        options = dict(lipschitz=constant, sigma=0.5)
+        gap = lipschitz._published(high, constant, 0.5) - lipschitz._published(low, constant, 0.5)
+        exact = radius(high, low, **options)
+        assert (gap / 2 <= exact + 1e-8).all()
 
 
 @pytest.mark.parametrize("constant", [0.5, np.inf])
