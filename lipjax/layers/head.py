@@ -84,8 +84,10 @@ def freeze_dense(params: Params) -> Head:
 def bound(weights: Head) -> Bound:
     """Upper bound on the Lipschitz constant of the map from features to all logits.
 
-    Guarantee: at least the constant of exactly these floats, in float64 on the host. Between 1 and the square root of the number
-    of classes for columns of norm 1. NaN or infinite weights give infinity, zeros zero.
+    Guarantee: at least the constant of exactly these floats, found in float64 on the host; NaN or
+    infinite weights give infinity, zeros zero.
+
+    Between 1 and the square root of the number of classes for columns of norm 1.
     """
     forms.check_made(weights, Head)
     return forms.upper_bound(weights, proved_norm(weights.kernel))

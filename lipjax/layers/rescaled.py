@@ -121,9 +121,11 @@ def freeze_conv(
 def bound(weights: Linear) -> Bound:
     """Upper bound on the Lipschitz constant of the layer with these weights, proved in float64.
 
-    Guarantee: at least the constant of the layer with exactly these floats, of convolutions at every size,
-    stride and padding; NaN or infinite weights give infinity. With weights `log_q` that differ and more than one
-    iteration it may be up to 1.01 where the constant is 1.
+    Guarantee: at least the constant of the layer with exactly these floats, of convolutions at every
+    size, stride and padding; NaN or infinite weights give infinity.
+
+    With weights `log_q` that differ and more than one iteration it may be up to 1.01 where the constant
+    is 1.
     """
     return forms.linear_bound(weights)
 

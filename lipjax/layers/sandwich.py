@@ -201,7 +201,9 @@ def bound(weights: Sandwich) -> Bound:
 def output_bound(weights: Sandwich) -> Bound:
     """Upper bound on the Lipschitz constant of `output_dense` with these weights.
 
-    Guarantee: as `bound`. The norm of B; the square of that of `[A^T; B^T]`, where this is below 1, can be smaller.
+    Guarantee: as `bound`.
+
+    The norm of B; the square of that of `[A^T; B^T]`, where this is below 1, can be smaller.
 
     >>> import jax.numpy as jnp
     >>> half = of_contraction(forms.linear(0.5 * jnp.eye(4, 2, -2), jnp.zeros(2)))

@@ -80,8 +80,8 @@ def failure(successes, trials, *, alpha: float) -> np.ndarray:
     return _upper(n - k, n, _levels(alpha=alpha))
 
 
-def failure_table(trials: int, *, alpha: float) -> np.ndarray:
-    """`float32[trials + 1]`: `failure` for every count, rounded up.
+def failure_table(trials: int, *, alpha: float, dtype=np.float32) -> np.ndarray:
+    """`float[trials + 1]`: `failure` for every count, rounded up to float32, or in float64 as it is.
 
     Sent to a device once it turns counts into bounds by indexing; for radii there is
     `lipjax.smoothing.gaussian.radius_table`.
@@ -91,11 +91,15 @@ def failure_table(trials: int, *, alpha: float) -> np.ndarray:
     ((101,), True)
     """
     _checks.integer(1, trials=trials)
-    return _up(failure(np.arange(trials + 1), trials, alpha=alpha))
+    return _up(failure(np.arange(trials + 1), trials, alpha=alpha), dtype)
 
 
-def _up(exact) -> np.ndarray:
-    """The next float32 at or above, at most 1."""
+def _up(exact, dtype) -> np.ndarray:
+    """The next number of that type at or above, at most 1."""
+    if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"dtype is {np.dtype(dtype)}; it must be float32 or float64.")
+    if np.dtype(dtype) == np.float64:
+        return exact
     narrow = exact.astype(np.float32)
     up = np.nextafter(narrow, np.float32(2))
     return np.minimum(np.where(narrow < exact, up, narrow), np.float32(1))
@@ -107,7 +111,8 @@ def failure_in_jit(successes, trials, *, alpha: float):
     Arguments and errors as `failure`, but counts that are traced are not seen: out of range they give 1.
 
     Returns:
-        `float32[...]`, rounded up, so never below the exact bound, and above it by one rounding at most.
+        `float32[...]`, rounded up, so never below the exact bound, and above it by one rounding at most;
+        float64 where `jax_enable_x64` is set.
         A device that cannot call the host back looks counts up in `failure_table`.
 
     >>> import jax
@@ -131,9 +136,10 @@ def failure_in_jit(successes, trials, *, alpha: float):
         k, n = np.asarray(k), np.asarray(n)
         known = (n >= 1) & (k >= 0) & (k <= n)
         exact = failure(np.where(known, k, 0), np.where(known, n, 1), alpha=alpha)
-        return _up(exact)
+        return _up(exact, dtype)
 
-    made = jax.ShapeDtypeStruct(shape, np.float32)
+    dtype = np.float64 if jax.config.jax_enable_x64 else np.float32
+    made = jax.ShapeDtypeStruct(shape, dtype)
     return jax.pure_callback(on_host, made, successes, trials, vmap_method="broadcast_all")
 
 

@@ -40,8 +40,8 @@ def curve(radii, correct, at, *, alpha: float, level: float = 0.001) -> Curve:
     Guarantee: `these`, `lower` and `upper` each fail with probability at most `level` at each radius.
 
     Reference: the bound `these` is that of Cohen, Rosenfeld, Kolter (2019),
-    https://arxiv.org/abs/1902.02918, Bernstein's inequality for the number of wrong certificates; `lower`
-    and `upper` are Clopper and Pearson's.
+    https://arxiv.org/abs/1902.02918, Bernstein's inequality for the number of wrong certificates;
+    `lower` and `upper` are Clopper and Pearson's.
 
     >>> found = curve(np.array([0.5, 1.0, 0.0, 2.0]), np.array([1, 1, 0, 1]), [0.0, 0.75], alpha=0.001)
     >>> found.certified.tolist()

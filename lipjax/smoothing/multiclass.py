@@ -3,8 +3,8 @@ r"""Certificates from the chances of the class and of every other one.
 If $p_A$ is at least $\underline p_A$ and every other class at most $\overline p_B$, the smoothed
 classifier is A within $\tfrac{\sigma}{2}(\Phi^{-1}(\underline p_A) - \Phi^{-1}(\overline p_B))$. Unlike
 the radius from $p_A$ alone it does not need a majority. The price is a bound for every class, and what
-is left of alpha for them. That the others together have at most $1 - \underline p_A$ is the same event as
-the first bound and costs nothing.
+is left of alpha for them. That the others together have at most $1 - \underline p_A$ is the same event
+as the first bound and costs nothing.
 
 It is not shared among the classes. The radius is wrong only if the bound of A fails or that of the
 likeliest other class, which is one class, the same for every sample: where its bound holds, so does the

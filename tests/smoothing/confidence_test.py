@@ -64,6 +64,8 @@ def test_conservative_by_at_most_1e_8(trials, alpha):
         )
         assert table.dtype == np.float32 and (np.diff(table) <= 0).all()
         assert (table >= exact).all() and (table <= exact * (1 + 2.0**-22)).all()
+        wide = confidence.failure_table(trials, alpha=alpha, dtype=np.float64)
+        np.testing.assert_array_equal(wide, exact)
 
 
 def failure_rate(lower, trials, p):
@@ -162,6 +164,12 @@ def test_failure_in_jit():
         assert (
             np.float64(exact.astype(np.float32)) < exact
         ).any()  # rounding to nearest is too low
+        with jax.enable_x64(True):
+            wide = jax.jit(bound)(k)
+        assert wide.dtype == np.float64
+        np.testing.assert_array_equal(wide, exact)
+    with pytest.raises(ValueError, match="dtype is float16"):
+        confidence.failure_table(10, alpha=0.1, dtype=np.float16)
     beyond = jax.jit(lambda k: confidence.failure_in_jit(k, 10, alpha=0.1))
     assert beyond(11) == beyond(-1) == 1
     with pytest.raises(ValueError, match="successes has dtype"):

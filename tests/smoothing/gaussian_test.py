@@ -21,6 +21,24 @@ def test_certify_against_the_reference():
         np.testing.assert_allclose(found.info["p_lower"], exact["p_lower"], rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "trials,alpha,law_error", [(1, 0.5, 0.0), (100, 0.001, 0.0), (5000, 0.01, 0.02)]
+)
+def test_radius_table_has_every_count(trials, alpha, law_error):
+    """At most the radius of `certify`, one rounding less, and more for more votes."""
+    options = dict(sigma=0.7, alpha=alpha, law_error=law_error)
+    table = gaussian.radius_table(trials, **options)
+    votes = np.arange(trials + 1)
+    counts = np.stack([votes, trials - votes], -1)
+    first = np.tile([1, 0], (trials + 1, 1))
+    exact = gaussian.certify(first, counts, **options).radius
+    assert table.shape == (trials + 1,) and table.dtype == np.float32
+    assert (table <= exact).all() and (table >= exact * (1 - 2.0**-22)).all()
+    assert (np.diff(table) >= 0).all() and (table[-1] > 0) == (trials > 1)
+    with pytest.raises(ValueError, match="trials is 0"):
+        gaussian.radius_table(0, **options)
+
+
 def test_predict_against_the_reference():
     for case in cases("cohen_predict"):
         found = gaussian.predict(case["inputs"]["counts"], alpha=case["inputs"]["alpha"])

@@ -253,7 +253,9 @@ def test_the_constant_of_margins_makes_radii_larger_for_sparsemax():
 
     options = dict(sigma=sigma, num_classes=3, batch_size=5000)
     for x in (0.1, 0.4, 0.8):
-        first = sample_moments(jax.random.key(0), scores, jnp.float32(x), num_samples=100, **options)
+        first = sample_moments(
+            jax.random.key(0), scores, jnp.float32(x), num_samples=100, **options
+        )
         second = sample_moments(
             jax.random.key(1), scores, jnp.float32(x), num_samples=50_000, **options
         )
