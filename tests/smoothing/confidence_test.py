@@ -167,7 +167,7 @@ def test_failure_in_jit():
         with jax.enable_x64(True):
             wide = jax.jit(bound)(k)
         assert wide.dtype == np.float64
-        np.testing.assert_array_equal(wide, exact)
+        np.testing.assert_allclose(wide, exact, rtol=1e-12)
     with pytest.raises(ValueError, match="dtype is float16"):
         confidence.failure_table(10, alpha=0.1, dtype=np.float16)
     beyond = jax.jit(lambda k: confidence.failure_in_jit(k, 10, alpha=0.1))
