@@ -49,10 +49,25 @@ def adjoint(x):
     return jnp.conj(jnp.swapaxes(x, -1, -2))
 
 
+BLOCK = 32
+"""Squares are added so many at a time: the rounding of long sums of one sign does not cancel."""
+
+
 @jax.custom_jvp
 def gram(w):
-    """`W^* W`; the two halves of its derivative are one product, which reverse mode does not see."""
-    return matmul(adjoint(w), w)
+    """`W^* W`; the two halves of its derivative are one product, which reverse mode does not see.
+
+    The diagonal, sums of squares, decides about the norm: it is added up in blocks.
+    """
+    product = matmul(adjoint(w), w)
+    rows, cols = w.shape[-2:]
+    if rows <= BLOCK:
+        return product
+    squares = (jnp.conj(w) * w).real
+    squares = jnp.pad(squares, [(0, 0)] * (w.ndim - 2) + [(0, -rows % BLOCK), (0, 0)])
+    blocks = squares.reshape(*w.shape[:-2], -1, BLOCK, cols)
+    diagonal = jnp.sum(jnp.sum(blocks, axis=-2), axis=-2).astype(w.dtype)
+    return jnp.where(jnp.eye(cols, dtype=bool), diagonal[..., None, :], product)
 
 
 @gram.defjvp

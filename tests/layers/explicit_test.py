@@ -37,3 +37,20 @@ def test_one_answer_for_a_batch():
     found = jax.vmap(lambda x: _explicit.at_most(x, 2.0))(jnp.array([1.0, 3.0]))
     assert not found.any()
     assert jax.vmap(lambda x: _explicit.at_most(x, 3.0))(jnp.array([1.0, 3.0])).all()
+
+
+@pytest.mark.parametrize("rows", [7, 32, 33, 1000])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
+def test_the_diagonal_of_a_gram_matrix_is_exact_to_the_last_digits(rows, dtype):
+    """Sums of squares of one size: rounding always in the same direction adds up in one long sum."""
+    w = jnp.full((2, rows, 3), 0.1, jnp.float32).astype(dtype)
+    exact = rows * np.float64(np.float32(0.1)) ** 2 * np.ones((2, 3))
+    found = np.asarray(jax.jit(_explicit.gram)(w)).diagonal(axis1=1, axis2=2)
+    assert np.abs(found / exact - 1).max() < 5e-7
+    one_by_one = np.float32(0)
+    for _ in range(1000):
+        one_by_one += np.float32(0.1) ** 2
+    assert abs(one_by_one / (1000 * np.float64(np.float32(0.1)) ** 2) - 1) > 5e-6  # negative control
+    other = jax.random.normal(jax.random.key(0), (rows, 5)).astype(dtype)
+    expected = np.conj(np.asarray(other, complex)).T @ np.asarray(other, complex)
+    np.testing.assert_allclose(_explicit.gram(other), expected, rtol=1e-5, atol=1e-5 * rows**0.5)

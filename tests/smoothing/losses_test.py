@@ -140,10 +140,11 @@ def test_finite_for_logits_of_any_size(name, compiled):
 
     run = jax.jit(run, static_argnums=3) if compiled else run
     shifts, xs, sigmas = (0.0, 0.1), (1e-3, 0.37, -0.9), (0.0, 0.5)
-    if not compiled:  # slow
-        shifts, xs, sigmas = (0.0,), (0.37,), (0.5,)
+    scales = SCALES
+    if not compiled:  # each call takes long
+        scales, shifts, xs, sigmas = SCALES[1::4], (0.0,), (0.37,), (0.5,)
     for label in (0, 1):
-        for scale, shift, x, sigma in itertools.product(SCALES, shifts, xs, sigmas):
+        for scale, shift, x, sigma in itertools.product(scales, shifts, xs, sigmas):
             value, slope = run(*jnp.float32([scale, shift, x]), label, jnp.float32(sigma))
             assert jnp.isfinite(value) and jnp.isfinite(slope), (scale, shift, x, sigma, label)
 

@@ -13,6 +13,7 @@ from lipjax.smoothing import gaussian, sampling
 from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from lipjax.smoothing.noise import Gaussian, IntegerGaussian, Tokens
 from lipjax.smoothing.sampling import sample_counts, sample_moments
+from tests.marks import slow
 
 
 def line(x):
@@ -38,7 +39,7 @@ def test_votes_have_the_law_of_a_half_space():
     assert abs(float(counts[0]) / 20_000 - p) < 4 * np.sqrt(p * (1 - p) / 20_000)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+@pytest.mark.parametrize("batch_size", [slow(1), 7, slow(64), 1000])
 def test_batches_make_no_difference(batch_size):
     expected = sample_counts(jax.random.key(1), line, X, num_samples=100, batch_size=100, **OPTIONS)
     options = dict(batch_size=batch_size, **OPTIONS)
@@ -189,7 +190,7 @@ def test_raw_keys_are_those_of_their_words():
         sample_counts(jnp.zeros(4, jnp.uint32), line, X, **options)
 
 
-@pytest.mark.parametrize("varying", ["key", "x", "start", "weights"])
+@pytest.mark.parametrize("varying", ["key", slow("x"), slow("start"), "weights"])
 def test_inside_of_shard_map(varying):
     """With JAX's check of what varies on, and a loop of several batches."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
