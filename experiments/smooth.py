@@ -207,20 +207,21 @@ def choose(run_dir, config, model, data, bound, data_dir, header, sample) -> dic
         return {"map": (str(known["map"][0]), float(known["map"][1])), "rows": []}
     held = setup.tuning_split(config, data_dir)
     size = min(settings.tuning_images, len(held.labels))
-    found = soft.trade_off(
-        jax.random.key(config.seed + 1),
-        lambda x: model(x),
-        to_unit(held.images[:size], data.max_value),
-        held.labels[:size],
-        maps=[(name, t) for name in MAPS for t in settings.temperatures],
-        sigma=settings.sigma,
-        alpha=settings.alpha,
-        num_samples=settings.tuning_samples,
-        num_classes=config.model.num_classes,
-        batch_size=settings.tuning_samples,
-        planned_samples=settings.num_samples,
-        lipschitz=bound,
-    )
+    with jax.default_matmul_precision("highest"):  # the constant is that of the exact network
+        found = soft.trade_off(
+            jax.random.key(config.seed + 1),
+            lambda x: model(x),
+            to_unit(held.images[:size], data.max_value),
+            held.labels[:size],
+            maps=[(name, t) for name in MAPS for t in settings.temperatures],
+            sigma=settings.sigma,
+            alpha=settings.alpha,
+            num_samples=settings.tuning_samples,
+            num_classes=config.model.num_classes,
+            batch_size=settings.tuning_samples,
+            planned_samples=settings.num_samples,
+            lipschitz=bound,
+        )
     columns = (found.spread, found.margin, found.constant, found.radius)
     rows = [
         {"map": name, "temperature": t, "spread": s, "margin": m, "constant": c, "radius": r}
@@ -277,7 +278,8 @@ def sample_missing(log: CountLog, config, model, data, chosen, chosen_map) -> No
         return jnp.concatenate([counts, found.total.reshape(-1), found.squares.reshape(-1)])
 
     wanted = stages(settings)
-    draws.sample_missing(log, chosen, lambda i: images[i], wanted, batch_size=size, draw=draw)
+    with jax.default_matmul_precision("highest"):
+        draws.sample_missing(log, chosen, lambda i: images[i], wanted, batch_size=size, draw=draw)
 
 
 def collect(log: CountLog, settings, chosen, classes) -> dict:
@@ -306,16 +308,16 @@ def certificates(config, sampled, chosen_map, bound: Bound, data, classes) -> di
     settings = config.smoothing
     first, second = sampled[SELECTION], sampled[ESTIMATION]
     constant = simplex.component(chosen_map[0], temperature=chosen_map[1], num_classes=classes)
-    of_scores = Bound(float(bound.value) * constant * (1 + 1e-6), "upper")
+    of_scores = bound * Bound(constant * (1 + 1e-6), "upper")
     whole = simplex.whole(chosen_map[0], temperature=chosen_map[1], num_classes=classes)
-    of_margins = Bound(float(bound.value) * np.sqrt(2) * whole * (1 + 1e-6), "upper")
+    of_margins = bound * Bound(np.sqrt(2) * whole * (1 + 1e-6), "upper")
     law_error = slope_error = 0.0
     if settings.exact:
         noise = noise_of(settings, data)
         size = int(np.prod(config.model.image_shape))
         law_error = noise.law_error(size)
         if np.isfinite(of_scores.value):
-            slope_error = noise.law_error(size, lipschitz=of_scores.value)
+            slope_error = noise.law_error(size, lipschitz=float(of_scores.value))
     options = dict(sigma=settings.sigma, alpha=settings.alpha)
     soft_options = options | {"law_error": law_error}
     options = soft_options | {"num_samples": settings.num_samples}

@@ -130,7 +130,7 @@ score = getattr(simplex, name)
 def sample(stage, count):
     @jax.jit
     def one(j, image):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), j), stage)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(10_000), j), stage)
         options = dict(num_samples=count, num_classes=10, batch_size=count)
         scores = functools.partial(score, temperature=temperature)
         return sample_both(key, network, image, score=scores, noise=noise, **options)

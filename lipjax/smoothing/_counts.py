@@ -47,7 +47,10 @@ def check_sums(num_samples, **named) -> None:
 def levels(alpha: float, sigma) -> tuple[float, np.ndarray]:
     """The level and the noise, checked, in float64: arithmetic in less rounds levels up."""
     if not (isinstance(alpha, float | np.floating) and 0 < alpha < 1):
-        raise ValueError(f"alpha is {alpha!r}; it must be a number strictly between 0 and 1.")
+        raise ValueError(
+            f"alpha is {alpha!r}, of type {type(alpha).__name__}; it must be a float strictly between 0 "
+            "and 1."
+        )
     _checks.positive(sigma=sigma)
     return float(alpha), np.asarray(sigma, np.float64)
 
@@ -87,7 +90,9 @@ def constant(lipschitz):
     if isinstance(lipschitz, Bound):
         if not lipschitz.proves_upper:
             raise ValueError(f"lipschitz is {lipschitz!r}; it must be an upper bound.")
-        return lipschitz.value
+        lipschitz = lipschitz.value
+    if np.asarray(lipschitz).dtype.kind not in "fiu":
+        raise ValueError(f"lipschitz is {lipschitz!r}; it must be a number or an upper Bound.")
     return lipschitz
 
 

@@ -113,8 +113,6 @@ class Categorical:
 
     def atoms(self, num_edits: int) -> Atoms:
         """The law of the ratio for an attack that changes that many columns, the worst ones."""
-        from scipy import special
-
         check_edits(self, num_edits=num_edits)
         worst = sorted(self.sizes, reverse=True)[:num_edits]
         mass, ratio, kept = np.zeros(1), np.zeros(1), 1.0
@@ -125,11 +123,10 @@ class Categorical:
             kept *= 1 - group.lost
         order = np.argsort(ratio, kind="stable")
         mass, ratio = mass[order], ratio[order]
-        # Ratios that differ by rounding alone are one; the larger stands for both.
-        ends = np.flatnonzero(np.diff(ratio, append=np.inf) > 1e-12 * (1 + np.abs(ratio)))
-        starts = np.r_[0, ends[:-1] + 1]
-        joined = [special.logsumexp(mass[a : b + 1]) for a, b in zip(starts, ends)]
-        return Atoms(np.array(joined), ratio[ends], 1 - kept)
+        # Ratios that differ by rounding alone are one; the smaller stands for both: less is left.
+        starts = np.flatnonzero(np.diff(ratio, prepend=-np.inf) > 1e-12 * (1 + np.abs(ratio)))
+        joined = np.logaddexp.reduceat(mass, starts) if starts.size else mass
+        return Atoms(joined, ratio[starts], 1 - kept)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -204,19 +204,21 @@ class CountLog:
             while rest:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
-        except OSError as error:  # a full disk: what was written of it counts nothing
+        except BaseException as error:  # a full disk, Ctrl-C: what was written of it counts nothing
             self._file.truncate(length)
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+            raise
 
     def _refuse_others(self, found, header):
         """Raises for the first line of another log."""
-        if found["width"] == self.width and found["header"] == header:
+        stored, names = found["header"], []
+        for k in sorted(set(header) | set(stored)):
+            one, other = (json.dumps(h.get(k), sort_keys=True) for h in (stored, header))
+            if one != other:  # as JSON: True is not 1 there
+                names.append(f"{k} = {stored.get(k)!r} instead of {header.get(k)!r}")
+        if found["width"] == self.width and not names:
             return
-        names = [
-            f"{k} = {found['header'].get(k)!r} instead of {header.get(k)!r}"
-            for k in sorted(set(header) | set(found["header"]))
-            if found["header"].get(k) != header.get(k)
-        ]
         if found["width"] != self.width:
             names.append(f"width = {found['width']} instead of {self.width}")
         raise ValueError(

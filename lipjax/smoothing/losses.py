@@ -276,8 +276,9 @@ def _logits(fn, x, label):
     num_classes = shape[1]
     _check_label(label, num_classes)
     label = jnp.asarray(label)
-    limit = min(LARGEST, float(jnp.finfo(logits.dtype).max) / 4)
-    bounded = jnp.clip(logits, -limit, limit)
+    # A half-precision 1 - LEAST is 1, and sums of its exponentials have three digits.
+    wide = jnp.float32 if jnp.finfo(logits.dtype).bits < 32 else logits.dtype
+    bounded = jnp.clip(logits.astype(wide), -LARGEST, LARGEST)
     return jnp.where((label >= 0) & (label < num_classes), bounded, jnp.nan)
 
 

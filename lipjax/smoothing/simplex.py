@@ -16,6 +16,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lipjax import _checks
 from lipjax.typing import Array
@@ -150,6 +151,11 @@ def _known(logits, temperature):
     _checks.real_floating(logits=logits)
     _checks.at_least_rank(1, "[..., K]", logits=logits)
     _checks.positive(temperature=temperature)
+    least = float(jnp.finfo(logits.dtype).tiny)
+    if not isinstance(temperature, jax.core.Tracer) and np.any(np.float64(temperature) < least):
+        raise ValueError(
+            f"temperature is {temperature!r}; in {logits.dtype} it must be at least {least:.3g}."
+        )
     return logits, jnp.asarray(temperature, logits.dtype)
 
 

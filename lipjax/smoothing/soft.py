@@ -224,6 +224,11 @@ def trade_off(
     alpha, _ = _counts.levels(alpha, sigma)
     if not len(xs):
         raise ValueError("xs is empty; it must hold the examples that the maps are compared on.")
+    labels = np.asarray(labels)
+    if labels.shape != (len(xs),):
+        raise ValueError(
+            f"labels has shape {labels.shape}; it must have one for each of {len(xs)} xs."
+        )
     maps = tuple((str(name), float(temperature)) for name, temperature in maps)
     if not maps:
         raise ValueError("maps is empty; it must hold (name, temperature) pairs.")
@@ -253,7 +258,6 @@ def trade_off(
     shape = (len(found), len(maps), num_classes)
     mean = np.stack([m.mean for m in found]).reshape(shape)
     variance = np.stack([m.variance for m in found]).reshape(shape) * (1 - 1 / num_samples)
-    labels = np.asarray(labels)
     radii = np.zeros(shape[:2])
     best, levels, _ = _shares(mean, variance / num_samples, alpha, "auto", 1.0 / num_samples)
     trials = np.full((*shape[:2], 1), planned)
@@ -265,8 +269,7 @@ def trade_off(
     for i, constant in enumerate(constants):
         limit = np.inf
         if lipschitz is not None:
-            value = getattr(lipschitz, "value", lipschitz)
-            limit = np.asarray(value, np.float64) * constant
+            limit = np.float64(_counts.constant(lipschitz)) * constant
         radii[:, i] = lipschitz_radius(own[:, i], other[:, i], lipschitz=limit, sigma=sigma)
         if np.isfinite(limit):
             both = np.maximum(own[:, i] - other[:, i], 0.0)
@@ -326,6 +329,7 @@ def _bounds(mean, variance, trials, levels, bound):
     """Lower and upper bounds on means, each at the level of its class; of level 0 nothing is known."""
     spent = levels > 0
     levels = np.where(spent, levels, 0.5)
+    variance = variance + 2.0**-50  # what float64 cancels of sums of squares
     if bound == "bernstein":
         found = confidence.empirical_bernstein(mean, variance, trials, alpha=levels)
     elif bound == "kl":

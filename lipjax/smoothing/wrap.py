@@ -33,7 +33,8 @@ def host(fn: Callable, *, num_classes: int) -> Callable:
     Raises:
         ValueError: for inputs without a first axis in common, and for an `fn` that returns another
             shape or no real numbers. Inside of jit, vmap and loops, where `fn` runs later, the second
-            arrives as an error of JAX's runtime that quotes it.
+            arrives as an error of JAX's runtime that quotes it. Inside of `shard_map` over several CPU
+            devices, whose callbacks JAX lets wait for each other.
 
     >>> fn = host(lambda x: np.stack([x.sum(-1), -x.sum(-1)], -1), num_classes=2)
     >>> jax.jit(fn)(jnp.ones((3, 4))).shape
@@ -63,6 +64,16 @@ def host(fn: Callable, *, num_classes: int) -> Callable:
             )
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return jnp.asarray(called(x))
+        devices = jax.device_count()
+        if (
+            jax.sharding.get_abstract_mesh().manual_axes
+            and jax.default_backend() == "cpu"
+            and devices > 1
+        ):
+            raise ValueError(
+                f"fn is a host function inside of shard_map on {devices} CPU devices, where its calls "
+                "wait for each other for ever; certify it outside of shard_map, on one device."
+            )
         made = jax.ShapeDtypeStruct((*sizes.pop(), num_classes), jnp.float32)
         return jax.pure_callback(called, made, x, vmap_method="sequential")
 

@@ -50,7 +50,9 @@ def test_the_diagonal_of_a_gram_matrix_is_exact_to_the_last_digits(rows, dtype):
     one_by_one = np.float32(0)
     for _ in range(1000):
         one_by_one += np.float32(0.1) ** 2
-    assert abs(one_by_one / (1000 * np.float64(np.float32(0.1)) ** 2) - 1) > 5e-6  # negative control
+    assert (
+        abs(one_by_one / (1000 * np.float64(np.float32(0.1)) ** 2) - 1) > 5e-6
+    )  # negative control
     other = jax.random.normal(jax.random.key(0), (rows, 5)).astype(dtype)
     expected = np.conj(np.asarray(other, complex)).T @ np.asarray(other, complex)
     np.testing.assert_allclose(_explicit.gram(other), expected, rtol=1e-5, atol=1e-5 * rows**0.5)

@@ -1,5 +1,7 @@
 """The law of the likelihood ratio: masses sum to one, ratios are what they say, symmetry."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,3 +124,21 @@ def test_negative_control_a_power_in_float16_gives_a_larger_radius():
     assert hybrid.radius(
         0.9999, kernel=Mask(narrow), num_edits=1, sigma=1.0
     ) > 1.005 * hybrid.radius(0.9999, kernel=Mask(beta), num_edits=3, sigma=1.0)
+
+
+def test_ratios_that_are_merged_leave_no_more_than_there_was():
+    """An attack's chances sum to one; the larger of two ratios for both would make them more."""
+    sizes = tuple(3_000_000 + d for d in (-12, -7, -3, 2, 5, 12))
+    atoms = Categorical(0.5, sizes).atoms(6)
+    moved = np.exp(atoms.log_mass + atoms.log_ratio)
+    assert len(moved) < 3**6 and 1 - 3e-11 < moved.sum() <= 1 + 1e-13
+    gaps = np.append(np.diff(atoms.log_ratio), 0)
+    assert (np.exp(gaps[gaps < 1e-4]) >= 1).all()
+
+
+def test_columns_of_many_sizes_take_no_loop():
+    """Nine columns of 2 to 10 values: thousands of values of the ratio."""
+    start = time.process_time()
+    for edits in range(1, 10):
+        atoms = Categorical(0.4, tuple(range(2, 11))).atoms(edits)
+    assert len(atoms.log_mass) > 1000 and time.process_time() - start < 2

@@ -354,3 +354,44 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
     with CountLog(path, header={}, width=50) as log:
         assert log.done(0, SELECTION) == 20
         np.testing.assert_array_equal(log.total(0, SELECTION), 2 * np.arange(50))
+
+
+@pytest.mark.parametrize("where", ["half of a record", "the end"])
+def test_an_interrupt_while_writing_counts_nothing_and_the_log_goes_on(
+    tmp_path, monkeypatch, where
+):
+    path = tmp_path / "log"
+    with CountLog(path, header={}, width=2) as log:
+        log.add(0, 1, 0, 100, [60, 40])
+        before = path.read_bytes()
+
+        def interrupted(_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            if where == "the end":
+                patch.setattr("os.fsync", interrupted)
+            else:
+                raw = log._file
+
+                class Half:
+                    def write(self, content):
+                        raw.write(content[: len(content) // 2])
+                        raise KeyboardInterrupt
+
+                    def __getattr__(self, name):
+                        return getattr(raw, name)
+
+                patch.setattr(log, "_file", Half())
+            with pytest.raises(KeyboardInterrupt):
+                log.add(0, 1, 100, 200, [70, 30])
+        assert path.read_bytes() == before and log.done(0, 1) == 100
+        log.add(0, 1, 100, 200, [50, 50])
+    with CountLog(path, header={}, width=2) as log:
+        assert log.total(0, 1).tolist() == [110, 90]
+
+
+def test_headers_are_compared_as_json(tmp_path):
+    CountLog(tmp_path / "log", header={"exact": True, "n": 1}, width=2).close()
+    with pytest.raises(ValueError, match="exact = True instead of 1"):
+        CountLog(tmp_path / "log", header={"exact": 1, "n": 1}, width=2)

@@ -149,6 +149,24 @@ def test_finite_for_logits_of_any_size(name, compiled):
             assert jnp.isfinite(value) and jnp.isfinite(slope), (scale, shift, x, sigma, label)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ALL)
+def test_half_precision_logits(name, dtype):
+    """As the same numbers in float32; 1 - 1e-6 is 1 in half precision."""
+
+    def loss(x, scale, narrow):
+        fn = lambda x: linear(x, scale).astype(dtype).astype(dtype if narrow else jnp.float32)  # noqa: E731
+        return ALL[name](KEY, fn, x, 1, sigma=0.3)
+
+    run = jax.jit(jax.value_and_grad(loss), static_argnums=2)
+    for scale in (0.0, 1.0, 300.0):
+        (value, slope), (expected, _) = (
+            run(X, jnp.float32(scale), narrow) for narrow in (True, False)
+        )
+        assert value.dtype == jnp.float32 and jnp.isfinite(slope).all()
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_logits_that_overflow_count_as_large(name):
     """And have no gradient: infinite ones, right and wrong."""

@@ -137,3 +137,16 @@ def test_the_denoiser_gets_the_noise_that_there_is():
     np.testing.assert_allclose(error(sigma), prior**2 * sigma**2 / (prior**2 + sigma**2), rtol=0.05)
     with pytest.raises(ValueError, match="each range must increase"):
         wrap.denoised(wiener, lambda x: x, sigma=0.1, low=1.0, high=0.0)
+
+
+def test_host_functions_inside_of_shard_map_are_refused_not_waited_for():
+    """Two callbacks on CPU devices wait for each other for ever, in JAX itself."""
+    fn = wrap.host(lambda x: x[:, :2], num_classes=2)
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("d")
+    mapped = jax.jit(jax.shard_map(fn, mesh=mesh, in_specs=spec, out_specs=spec))
+    with pytest.raises(
+        ValueError, match="fn is a host function inside of shard_map on 8 CPU devices"
+    ):
+        mapped(jnp.ones((8, 3)))
+    assert jax.jit(fn)(jnp.ones((8, 3))).shape == (8, 2)
