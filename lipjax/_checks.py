@@ -41,6 +41,15 @@ def nonnegative(**named) -> None:
             raise ValueError(f"{name} is {value!r}; it must be at least 0.")
 
 
+def amount(**named) -> None:
+    """Each value is one finite number of at least zero (checked where it is known)."""
+    for name, value in named.items():
+        known = _known(value)
+        real = not known or (_real(value) and np.all(np.isfinite(value) & (np.asarray(value) >= 0)))
+        if np.ndim(value) or not real:
+            raise ValueError(f"{name} is {value!r}; it must be one finite number of at least 0.")
+
+
 def within(low: float, high: float, **named) -> None:
     """Each value lies in `[low, high]` (checked where it is known)."""
     for name, value in named.items():
@@ -165,3 +174,29 @@ def _real(value) -> bool:
 
 def _known(value) -> bool:
     return not isinstance(value, jax.core.Tracer)
+
+
+def nothing_twice(**named) -> None:
+    """No module or variable stands at two places of a pytree: as a tree it would become two."""
+    for name, tree in named.items():
+        places = {}
+        for path, part in _parts(tree, ()):
+            other = places.setdefault(id(part), path)
+            if other is not path:
+                one, two = (jax.tree_util.keystr(p) for p in (other, path))
+                raise ValueError(
+                    f"{name} has the same {type(part).__name__} at {one} and {two}; as a pytree it "
+                    "becomes two, with parameters of their own. Make two, or hold it once and call it "
+                    "twice."
+                )
+
+
+def _parts(tree, path):
+    """The nodes of a pytree that are no plain containers, with their paths."""
+    inner = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda part: part is not tree)[0]
+    if inner and inner[0][1] is tree:  # a leaf
+        return
+    if not isinstance(tree, tuple | list | dict | None):
+        yield path, tree
+    for step, part in inner:
+        yield from _parts(part, (*path, *step))

@@ -214,6 +214,7 @@ def _gaps(logits, label):
     gaps = own - logits
     overflow = jnp.isinf(gaps) & jnp.isfinite(own) & jnp.isfinite(logits)
     gaps = jnp.where(overflow, jnp.sign(gaps) * jnp.finfo(gaps.dtype).max, gaps)
+    gaps = jnp.where(jnp.isinf(own) & (own == logits), 0, gaps)  # a tie, at infinity too
     return jnp.where(classes == label, jnp.inf, gaps)
 
 

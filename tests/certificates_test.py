@@ -1,18 +1,21 @@
-"""Thousands of real and random images against their certificates."""
+"""Many images against their certificates."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from lipjax import margin, nn
 from lipjax.attacks import pgd
 from lipjax.models import SIZES, LipschitzConvNet
+from tests.marks import slow
 
 
-def test_thousands_of_images_no_attack_below_a_radius():
+@pytest.mark.parametrize("images", [350, slow(1000)])
+def test_many_images_no_attack_below_a_radius(images):
     """Untrained networks too: random weights, random images, each attacked at its own radius."""
     config = dataclasses.replace(SIZES["digits"], dense_depth=3, dense_width=64, dense_hidden=48)
     broken = 0
@@ -20,7 +23,7 @@ def test_thousands_of_images_no_attack_below_a_radius():
         model = LipschitzConvNet(dataclasses.replace(config, layer=layer), rngs=nnx.Rngs(seed))
         network = nn.freeze(model)
         head, bound = network.head.weights().kernel, network.feature_bound()
-        x = jax.random.uniform(jax.random.key(seed), (1000, 8, 8, 1))
+        x = jax.random.uniform(jax.random.key(seed), (images, 8, 8, 1))
         # Three layers of float32 leave an error of less than 2e-6 in a logit; an isometry (AOL at
         # its start) is attacked down to it.
         certify = jax.vmap(
@@ -47,4 +50,4 @@ def test_thousands_of_images_no_attack_below_a_radius():
             num_steps=15,
         )
         broken += np.sum(farther.success)
-    assert broken > 100  # negative control: certificates three times as large are refuted
+    assert broken > images // 10  # negative control: certificates three times as large are refuted

@@ -16,6 +16,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.marks import slow
+
 # Most of the time goes into compiling, and most of that into small programs that return in every
 # module: they are kept on disk, keyed by the program, the flags and the version of the compiler.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
@@ -45,9 +47,7 @@ def key():
     return jax.random.key(0)
 
 
-@pytest.fixture(
-    params=[1, 2, pytest.param(3, marks=pytest.mark.slow)], ids=lambda seed: f"seed{seed}"
-)
+@pytest.fixture(params=[1, slow(2), slow(3)], ids=lambda seed: f"seed{seed}")
 def seeded_key(request):
-    """Three keys, for what is random; the third in the slow form."""
+    """Three keys, for what is random; the others in the slow form."""
     return jax.random.key(request.param)

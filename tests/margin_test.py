@@ -384,3 +384,11 @@ def test_other_orders_of_bytes_and_other_objects():
 
     with pytest.raises(ValueError, match="head is a Weights.*kernel"):
         margin.certify(np.float32([3, 1]), lipschitz=1.0, head=Weights())
+
+
+def test_logits_that_are_equal_at_infinity_tie():
+    assert margin.margin(jnp.array([jnp.inf, jnp.inf]), 0) == 0
+    assert margin.margin(jnp.array([-jnp.inf, -jnp.inf, -jnp.inf]), 1) == 0
+    assert margin.margin(jnp.array([jnp.inf, 1.0]), 0) == jnp.inf
+    assert margin.radius(jnp.array([jnp.inf, jnp.inf]), 0, lipschitz=1.0) == 0
+    assert jnp.isnan(margin.margin(jnp.array([jnp.nan, 1.0]), 1))

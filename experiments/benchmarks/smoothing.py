@@ -25,7 +25,7 @@ from experiments.plain import PlainConfig, PlainNet
 from experiments.regularize import ResNet
 from lipjax import selfcheck
 from lipjax.smoothing import gaussian, hybrid, lipschitz, multiclass, noise, soft
-from lipjax.smoothing.kernels import Uniform
+from lipjax.smoothing.kernels import Categorical, Uniform
 from lipjax.smoothing.sampling import Moments, sample_counts
 
 IMAGES, TRIALS = 10_000, 100_000
@@ -90,6 +90,9 @@ def certificates(images: int, rounds: int) -> dict:
         ),
         "hybrid, 6 edits": lambda: hybrid.radius(
             sure, kernel=Uniform(0.9, 30_000), num_edits=6, sigma=0.5
+        ),
+        "hybrid, 5 edits of nine columns": lambda: hybrid.radius(
+            sure, kernel=Categorical(0.4, tuple(range(2, 11))), num_edits=5, sigma=0.5
         ),
         "hybrid, 1 edit, 10 classes": lambda: hybrid.certify(
             *small, kernel=Uniform(0.25, 30_000), max_edits=1, **OPTIONS

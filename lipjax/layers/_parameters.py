@@ -35,7 +35,8 @@ def _of(kind, params, ranks, axes, outputs):
     pairs = zip(kind._fields, params)
     params = kind(*(_checks.array(**{f"params.{name}": value}) for name, value in pairs))
     _checks.ranked(ranks, axes, **{"params.kernel": params.kernel})
-    _checks.real_floating(**{"params.kernel": params.kernel})
+    for name, value in zip(params._fields, params):
+        _checks.real_floating(**{f"params.{name}": value})
     _checks.ranked(1, "[m]", **{"params.bias": params.bias})
     if outputs is not None:
         size = params.kernel.shape[outputs]

@@ -67,6 +67,8 @@ def check(weights, x):
     """That x is an image of the right size."""
     forms.check_made(weights, Transfer)
     _checks.real_floating(x=x)
+    real = jnp.finfo(weights.kernel.dtype).dtype
+    _checks.same_dtype(real, "that of the real and imaginary parts of the weights", x=x)
     _checks.at_least_rank(3, "[..., height, width, channels]", x=x)
     height, half, channels, _ = weights.kernel.shape
     if x.shape[-1] != channels:

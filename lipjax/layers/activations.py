@@ -54,6 +54,7 @@ class Activation:
             raise ValueError(f"lipschitz is {self.lipschitz}; it must be finite and at least 0.")
         if self.slopes is None:
             return
+        object.__setattr__(self, "slopes", tuple(self.slopes))
         low, high = self.slopes
         if not low <= high or self.lipschitz < max(abs(low), abs(high)):
             raise ValueError(
@@ -268,10 +269,14 @@ def householder_of(angles: Array) -> Activation:
     return Activation(f"householder of order {order}", functools.partial(fn, angles=angles), None)
 
 
-@functools.cache
 def leaky_relu(alpha: float = 0.1) -> Activation:
     """ReLU with slope `alpha` in [0, 1] for negative entries."""
     _checks.within(0.0, 1.0, alpha=alpha)
+    return _leaky_relu_of(float(alpha))
+
+
+@functools.cache
+def _leaky_relu_of(alpha: float) -> Activation:
     fn = functools.partial(_leaky_relu, alpha)
     return Activation(f"leaky_relu({alpha})", fn, (alpha, 1.0))
 
@@ -284,10 +289,14 @@ def group_sort_of(group_size: int) -> Activation:
     return Activation(f"group_sort({group_size})", sort, None)
 
 
-@functools.cache
 def beta_abs_of(beta: float) -> Activation:
     """`beta_abs` with that share of the channels, on `float[..., c]`; 1-Lipschitz."""
     _checks.within(0.0, 1.0, beta=beta)
+    return _beta_abs_of(float(beta))
+
+
+@functools.cache
+def _beta_abs_of(beta: float) -> Activation:
     return Activation(f"beta_abs({beta})", functools.partial(beta_abs, beta=beta), (-1.0, 1.0))
 
 

@@ -42,8 +42,8 @@ def constrain_dense(params: Params, *, num_steps: int = 15, adaptive: bool = Tru
     Second derivatives are those of the steps taken: at an isometry, where one is, even their sign may
     be another. Those of the orthogonal factor take `adaptive=False`, all steps.
 
-    Guarantee: norm at most 1 up to the rounding of one step, about 1e-6 (some 1e-5 for a thousand
-    numbers of one sign); `bound` proves what these floats have. Singular values come within 2 % of
+    Guarantee: norm at most 1 up to the rounding of one step, about 1e-6 (below 1e-5 for a
+    thousand rows); `bound` proves what these floats have. Singular values come within 2 % of
     1 from 0.01 of that bound in 15 steps; zero stays zero, so a kernel without full rank is a
     contraction, with finite gradients. NaN in gives NaN out.
 

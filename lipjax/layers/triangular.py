@@ -45,8 +45,8 @@ def init_dense(key: Array, in_features: int, out_features: int) -> Params:
 def constrain_dense(params: Params, *, method: str = "qr") -> Linear:
     """The weights of the layer, by `"qr"` or `"cholesky"`.
 
-    Guarantee: norm at most 1 up to rounding, about 1e-6 (some 1e-5 for a thousand numbers of one
-    sign); `bound` proves what these floats have. Finite gradients everywhere, also for kernels without
+    Guarantee: norm at most 1 up to rounding, about 1e-6 (below 1e-5 for a thousand rows);
+    `bound` proves what these floats have. Finite gradients everywhere, also for kernels without
     full rank. NaN in gives NaN out.
 
     >>> import jax

@@ -1,4 +1,9 @@
-"""Flax modules (`flax.nnx`): thin wrappers of `lipjax.layers`."""
+"""Flax modules (`flax.nnx`): thin wrappers of `lipjax.layers`.
+
+They are pytrees: train them with `lipjax.training.make_step`, or with optax on the module itself.
+`nnx.Optimizer` makes other containers of the parameters' named tuples and fails at its second step where
+the optimizer has a state.
+"""
 
 from lipjax.nn.constrained import Constrained as Constrained
 from lipjax.nn.constrained import Stack as Stack

@@ -112,7 +112,7 @@ class LinearConv(Constrained):
         super().__init__(params)
         self.options = {}
         self.padding = padding
-        self.strides = strides
+        self.strides = strides if isinstance(strides, int) else _checks.per_axis(2, strides=strides)
 
     def linear(self, weights, x):
         """The layer without its bias."""

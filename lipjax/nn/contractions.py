@@ -6,6 +6,7 @@ from flax import nnx
 
 from lipjax import _checks
 from lipjax.layers import (
+    _convolution,
     activations,
     bjorck,
     block,
@@ -268,7 +269,7 @@ class BCOPConv(Constrained):
         padding: str = "zero",
         rngs: nnx.Rngs,
     ):
-        _checks.one_of(("zero", "circular"), padding=padding)
+        _convolution.check_padding(padding)
         options = {"kernel_size": kernel_size, "strides": strides}
         super().__init__(block.init_conv(key_of(rngs), in_features, out_features, **options))
         self.padding = padding
@@ -319,7 +320,7 @@ class SOCConv(Constrained):
     ):
         _checks.one_of((3, 4, 7, 8, 11, 12), order=order)
         _checks.one_of(GRADIENTS, gradient=gradient)
-        _checks.one_of(("zero", "circular"), padding=padding)
+        _convolution.check_padding(padding)
         super().__init__(
             skew.init_conv(key_of(rngs), in_features, out_features, kernel_size=kernel_size)
         )

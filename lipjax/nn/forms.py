@@ -8,8 +8,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from lipjax import _numerics
 from lipjax.layers import activations, forms, lmi
 from lipjax.nn.constrained import Constrained, take_params
 from lipjax.typing import Bound
@@ -112,7 +114,7 @@ class Chain(Constrained):
         return tuple(layer.freeze_params(p) for layer, p in zip(self.inner, params))
 
     def bound_weights(self, weights) -> Bound:
-        total = Bound(1.0, "exact")
+        total = Bound(1.0, "upper")
         for layer, one in zip(self.inner, weights):
             total = total * layer.bound_weights(one)
         return total
@@ -164,6 +166,6 @@ class ConvexMix(Constrained):
 
     def bound_weights(self, weights) -> Bound:
         bound = self.layer.bound_weights(weights[0])
-        if bool(jnp.isnan(weights[1])):
+        if np.isnan(_numerics.on_host_float64(lambda logit: logit, weights[1])):
             return Bound(float("inf"), "upper")
-        return Bound(max(1.0, float(bound.value)) * (1 + 1e-6), bound.kind)
+        return Bound(max(1.0, float(bound.value)) * (1 + 1e-6), "upper")

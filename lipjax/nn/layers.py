@@ -6,9 +6,10 @@ state: call them under plain `jax.jit`, `jax.vmap` and `jax.grad`.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from lipjax import _checks
+from lipjax import _checks, _numerics
 from lipjax.layers import _convolution, activations, aol, cpl, head, rescaled, sll
 from lipjax.nn._bases import LinearConv, LinearDense, ResidualConv, ResidualDense
 from lipjax.nn.constrained import Constrained, key_of
@@ -362,5 +363,5 @@ class Householder(Constrained):
         return params
 
     def bound_weights(self, weights) -> Bound:
-        finite = bool(jnp.isfinite(weights).all())
+        finite = bool(np.isfinite(_numerics.on_host_float64(lambda a: a, weights)).all())
         return Bound(1.0 if finite else float("inf"), "upper")

@@ -10,6 +10,7 @@ from flax import nnx
 from lipjax._numerics import einsum
 from lipjax.layers.forms import Linear
 from lipjax.nn.constrained import Constrained, Stack
+from lipjax.nn.forms import Chain, ConvexMix
 from lipjax.typing import Array
 
 
@@ -45,7 +46,12 @@ def _kept(layer, weights):
     """`float[count]`, one for each kernel of the layer."""
     if isinstance(layer, Stack):
         return jax.vmap(functools.partial(_kept, layer.layer))(weights)
-    strides = getattr(layer, "strides", 1)
+    if isinstance(layer, Chain):
+        parts = [_kept(inner, one) for inner, one in zip(layer.inner, weights)]
+        return jnp.concatenate(parts) if parts else jnp.zeros(0)
+    if isinstance(layer, ConvexMix):
+        return _kept(layer.layer, weights[0])
+    strides = getattr(getattr(layer, "layer", layer), "strides", 1)  # a form has those of its layer
     found = []
     for leaf in jax.tree.leaves(weights, is_leaf=lambda leaf: isinstance(leaf, Linear)):
         if isinstance(leaf, Linear):

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lipjax import _checks
+
 
 def save_safetensors(path, module: nnx.Module) -> None:
     """Writes every array of the module under its name; the file is whole or not there.
@@ -20,7 +22,8 @@ def save_safetensors(path, module: nnx.Module) -> None:
     (`pip install 'lipjax[interop]'`).
 
     Raises:
-        ValueError: where two arrays would have one name, as those of a key `"a.b"` and of `b` in `a`.
+        ValueError: where two arrays would have one name, as those of a key `"a.b"` and of `b` in `a`, or
+            one layer stands at two places, which would be read as two.
 
     >>> import tempfile
     >>> from lipjax.nn import SLLDense
@@ -33,6 +36,7 @@ def save_safetensors(path, module: nnx.Module) -> None:
     """
     from safetensors.numpy import save_file
 
+    _checks.nothing_twice(module=module)
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in _named(module).items()}
     path = Path(path)
     part = path.with_name(path.name + ".part")
@@ -48,8 +52,8 @@ def load_safetensors(path, like: nnx.Module) -> nnx.Module:
 
     Args:
         path: Of the file.
-        like: A module of the same structure; its numbers are not used. A frozen one for the arrays
-            of a frozen one.
+        like: A module of the same structure, or what `nnx.eval_shape` makes of it; its numbers are not
+            used. A frozen one for the arrays of a frozen one.
 
     Raises:
         ValueError: where the file lacks an array, has one too many, or one of another shape or dtype;
@@ -108,4 +112,4 @@ def _joined(path) -> str:
 
 
 def _kind(array) -> str:
-    return f"{np.asarray(array).dtype}[{','.join(map(str, np.shape(array)))}]"
+    return f"{jnp.dtype(array.dtype)}[{','.join(map(str, array.shape))}]"

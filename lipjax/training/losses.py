@@ -90,7 +90,7 @@ def margin_loss(logits: Array, label: Array, *, margin: float = 0.7) -> Array:
     0.0667
     """
     logits = _checked_example(logits, label)
-    _checks.nonnegative(margin=margin)
+    _checks.amount(margin=margin)
     num_classes = logits.shape[0]
     right = jax.nn.one_hot(label, num_classes, dtype=logits.dtype)
     shortfall = jax.nn.relu(margin - logits[_clipped(label, num_classes)] + logits)
@@ -134,7 +134,7 @@ def certificate_regularized(
     [0.2395, 0.0981]
     """
     logits = _checked_example(logits, label)
-    _checks.nonnegative(gamma=gamma)
+    _checks.amount(gamma=gamma)
     constants = _pair_lipschitz(logits, label, lipschitz, head)
     gaps = logits[_clipped(label, logits.shape[0])] - logits
     never = _is_label(logits, label) | ((constants == 0) & (gaps > 0))
@@ -285,7 +285,7 @@ def emma_logits(
     [0.0, -0.5858, 1.0141]
     """
     logits = _checked_example(logits, label)
-    _checks.nonnegative(epsilon=epsilon)
+    _checks.amount(epsilon=epsilon)
     value = lipschitz.value if isinstance(lipschitz, Bound) else lipschitz
     _checks.within(0.0, float(jnp.finfo(logits.dtype).max), lipschitz=value)
     constants = _pair_lipschitz(logits, label, lipschitz, head)
@@ -356,7 +356,7 @@ def logit_annealing(
     >>> [round(float(logit_annealing(logits, 0, beta=beta)), 4) for beta in (0.0, 5.0)]
     [0.027, 0.0]
     """
-    _checks.nonnegative(beta=beta)
+    _checks.amount(beta=beta)
     logits = _checked_example(logits, label)
     # Rounding leaves entropies below 0 where logits are large.
     entropy = jnp.maximum(_tempered(logits, label, offset, temperature), 0)
@@ -368,8 +368,9 @@ def logit_annealing(
 
 def _tempered(logits, label, offset, temperature):
     """`CE((logits - offset * onehot(label)) / temperature)`."""
-    _checks.nonnegative(offset=offset)
+    _checks.amount(offset=offset)
     _checks.positive(temperature=temperature)
+    _checks.ranked(0, "one number", temperature=temperature)
     handicap = offset * jax.nn.one_hot(label, logits.shape[0], dtype=logits.dtype)
     # The largest is taken off before the division: compilers that fuse a division with a difference
     # leave the rounding of the one in the other, and its exponential is infinite for large logits.

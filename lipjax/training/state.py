@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lipjax import _checks
 from lipjax.training import _trees
 
 Array = jax.Array
@@ -39,7 +40,8 @@ def init_state(key: Array, params, optimizer: optax.GradientTransformation) -> T
         A state whose arrays are copies: the step donates its state, and `params` stays usable.
 
     Raises:
-        ValueError: The key is not typed, or a leaf of `params` is not a floating array.
+        ValueError: The key is not typed, a leaf of `params` is not a floating array, or a module stands
+            at two places of it, which would be trained apart.
 
     >>> state = init_state(jax.random.key(0), {"w": jnp.ones(3)}, optax.sgd(0.1))
     >>> state.step, state.params
@@ -48,6 +50,7 @@ def init_state(key: Array, params, optimizer: optax.GradientTransformation) -> T
     if not _trees.is_key(key) or key.shape != ():
         raise ValueError(f"key is {key!r}; it must be one typed key, such as jax.random.key(0).")
     _trees.require_floating(params=params)
+    _checks.nothing_twice(params=params)
     state = TrainState(jnp.int32(0), params, optimizer.init(params), key)
     return jax.tree.map(_copy, state)
 

@@ -7,6 +7,7 @@ import pytest
 
 from lipjax.attacks import Attack, minimal_distance, pgd
 from lipjax.attacks._search import _random_directions
+from tests.marks import slow
 
 D, K, N = 12, 5, 40
 FREE = dict(num_steps=40, num_restarts=3, bounds=None)  # shared, so that programs are compiled once
@@ -69,8 +70,11 @@ def test_attack_refutes_a_certificate_that_is_too_large(key):
     assert not pgd(key, fn, x, label, eps=sound, **FREE).success.any()
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("image", ["flat", "random", "far"])
+@pytest.mark.parametrize(
+    "image,norm",
+    [("flat", "l2"), ("flat", "linf"), ("far", "l2")]
+    + [slow(*case) for case in (("random", "l2"), ("random", "linf"), ("far", "linf"))],
+)
 def test_example_lies_in_the_ball_and_in_the_box_exactly(key, norm, image):
     d = 784
     x = jnp.full((4, d), 0.7) if image == "flat" else jax.random.uniform(key, (4, d))

@@ -312,3 +312,11 @@ def test_angles_may_be_lists():
         activations.householder_order_2(x, rows),
         activations.householder_order_2(x, jnp.array(rows)),
     )
+
+
+def test_numbers_and_sequences_of_other_types():
+    assert activations.leaky_relu(jnp.float32(0.25)) is activations.leaky_relu(0.25)
+    assert activations.beta_abs_of(np.float32(0.5)) is activations.beta_abs_of(0.5)
+    known = Activation("double", lambda x: 2 * x, [0.0, 2.0], lipschitz=2.0)
+    assert known.slopes == (0.0, 2.0)
+    assert activations.slope_restricted(known)(jnp.float32(3.0)) == 3.0

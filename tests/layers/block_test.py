@@ -123,3 +123,20 @@ def test_bad_options_are_named(options, word):
     sizes = dict(in_features=4, out_features=4) | options
     with pytest.raises(ValueError, match=word):
         block.init_conv(jax.random.key(0), **sizes)
+
+
+@pytest.mark.parametrize(
+    "kernel,factors,word",
+    [
+        ((1, 2, 3, 3), (2, 0, 3, 1), "its first two axes are the stride and must be equal"),
+        ((2, 3, 3, 3), (2, 0, 3, 1), "its first two axes are the stride"),
+        ((1, 1, 4, 4), (2, 2, 2), r"params.factors has shape \(2, 2, 2\)"),
+        ((1, 1, 4, 4), (3, 2, 4, 2), "params.factors has shape"),
+        ((1, 1, 4, 4), (2, 2, 5, 2), "params.factors has shape"),
+    ],
+)
+def test_parameters_of_other_shapes_are_named(kernel, factors, word):
+    """A window that is no square made a layer of norm 1.41."""
+    params = block.Params(jnp.ones(kernel), jnp.ones(factors), jnp.zeros(kernel[-1]))
+    with pytest.raises(ValueError, match=word):
+        block.constrain_conv(params)

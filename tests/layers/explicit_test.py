@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from lipjax.layers import _explicit, triangular
+from lipjax.layers import _explicit, bjorck, cayley, reflector, triangular
 
 RNG = np.random.default_rng(0)
 
@@ -56,3 +56,13 @@ def test_the_diagonal_of_a_gram_matrix_is_exact_to_the_last_digits(rows, dtype):
     other = jax.random.normal(jax.random.key(0), (rows, 5)).astype(dtype)
     expected = np.conj(np.asarray(other, complex)).T @ np.asarray(other, complex)
     np.testing.assert_allclose(_explicit.gram(other), expected, rtol=1e-5, atol=1e-5 * rows**0.5)
+
+
+@pytest.mark.parametrize("module", [triangular, cayley, bjorck, reflector])
+def test_a_thousand_numbers_of_one_sign(module):
+    """Their sums were off by 1e-5 and more, always to one side, and the norms with them."""
+    size = (1000,) if module is reflector else (1000, 32)
+    params = module.init_dense(jax.random.key(0), *size)
+    staircase = jnp.tril(jnp.ones(params.kernel.shape), -1)
+    made = jax.jit(module.constrain_dense)(params._replace(kernel=staircase)).kernel
+    assert np.linalg.norm(np.asarray(made, np.float64), 2) <= 1 + 3e-6

@@ -225,3 +225,11 @@ def test_convex_mixes_are_between_and_do_not_expand():
 def test_a_mix_of_unequal_shapes_is_named():
     with pytest.raises(ValueError, match="x has shape .2,. and y .3,.; they must be the same"):
         forms.convex_mix(jnp.ones(2), jnp.ones(3), jnp.zeros(()))
+
+
+def test_bounds_from_below_are_no_bounds_of_the_residual_form():
+    """With A the identity times sqrt(1/2) and no activation it is zero: 0.5 bounds A, and not this."""
+    for kind in ("lower", "estimate"):
+        assert forms.residual_of_bound(Bound(0.5, kind)).kind == "estimate"
+    for kind in ("upper", "exact"):
+        assert forms.residual_of_bound(Bound(0.5, kind)) == Bound(1.0, "upper")

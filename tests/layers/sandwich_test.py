@@ -116,3 +116,21 @@ def test_scales_of_a_contraction_fit_it():
         sandwich.of_contraction(contraction, jnp.zeros(5))
     with jax.enable_x64(True):
         assert sandwich.of_contraction(contraction).log_psi.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_weights_of_a_smaller_type_are_refused(dtype):
+    """Rounded to bfloat16 they have norm 1.003, which the bound of before does not say."""
+    weights = sandwich.constrain_dense(sandwich.init_dense(jax.random.key(0), 6, 5))
+    narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
+    for apply in (sandwich.apply_dense, sandwich.output_dense):
+        with pytest.raises(ValueError, match="the weights have dtype"):
+            apply(narrow, jnp.ones(6))
+
+
+def test_images_of_another_type_than_the_frequencies_are_refused():
+    weights = sandwich.constrain_conv(
+        sandwich.init_conv(jax.random.key(0), 2, 3), input_size=(4, 4)
+    )
+    with jax.enable_x64(True), pytest.raises(ValueError, match="x has dtype float64"):
+        sandwich.apply_conv(weights, jnp.ones((4, 4, 2), jnp.float64))

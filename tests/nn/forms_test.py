@@ -148,3 +148,15 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError, match=word):
             make()
+
+
+def test_bounds_of_chains_and_mixes_are_upper_ones():
+    """A sigmoid has slopes of at most 1/4: 1 is not its constant."""
+    for module in (
+        nn.Chain("sigmoid"),
+        nn.ConvexMix(nn.Chain("relu")),
+        nn.ConvexMix(nn.Householder(4)),
+    ):
+        assert module.bound().kind == "upper" and 1 <= float(module.bound().value) <= 1 + 1e-5
+        with pytest.raises(ValueError, match="not under jit"):
+            jax.jit(lambda m: m.bound().value)(module)

@@ -85,3 +85,19 @@ def test_a_margin_makes_almost_orthogonal_layers_orthogonal():
                 state, _ = step(state, x)
         reached[margin] = float(nn.orthogonality(state.params))
     assert before < 0.5 and reached[3.0] > reached[0.0] + 0.1
+
+
+@pytest.mark.parametrize("strides", [2, (2, 2), [2, 2]])
+def test_forms_have_the_strides_of_their_layer(strides):
+    """Columns of blocks of pixels, kept by a quarter: the stride's places are rows."""
+    kernel = jnp.eye(8).reshape(2, 2, 2, 8)
+    layer = nn.AOLConv(2, 8, 2, strides=strides, rngs=nnx.Rngs(0))
+    layer.free.set_value(layer.free.get_value()._replace(kernel=kernel))
+    alone = float(nn.orthogonality(layer))
+    assert len(jax.tree.leaves(layer)) == len(
+        jax.tree.leaves(nn.AOLConv(2, 8, 2, rngs=nnx.Rngs(0)))
+    )
+    for form in (nn.Chain, nn.Residual, nn.ConvexMix):
+        again = nn.AOLConv(2, 8, 2, strides=strides, rngs=nnx.Rngs(0))
+        again.free.set_value(again.free.get_value()._replace(kernel=kernel))
+        np.testing.assert_allclose(float(nn.orthogonality(form(again))), alone, rtol=1e-5)

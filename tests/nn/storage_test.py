@@ -143,3 +143,28 @@ def test_an_exported_frozen_network_is_the_same_function_for_every_batch_size():
     for size in (1, 5):
         x = jax.random.uniform(jax.random.key(size), (size, 8, 8, 1))
         np.testing.assert_allclose(again.call(x), frozen(x), atol=1e-6)
+
+
+def test_a_module_whose_arrays_have_no_numbers_is_read_into(tmp_path):
+    """`nnx.eval_shape` spares the initialization."""
+    path = tmp_path / "layer.safetensors"
+    layer = nn.SLLDense(4, 3, rngs=nnx.Rngs(0))
+    nn.save_safetensors(path, layer)
+    like = nnx.eval_shape(lambda: nn.SLLDense(4, 3, rngs=nnx.Rngs(1)))
+    found = nn.load_safetensors(path, like)
+    np.testing.assert_array_equal(found(jnp.ones(4)), layer(jnp.ones(4)))
+    wide = nnx.eval_shape(lambda: nn.SLLDense(5, 3, rngs=nnx.Rngs(1)))
+    with pytest.raises(
+        ValueError, match=r"holds float32\[3\] at .* where the module has|float32\[5,3\]"
+    ):
+        nn.load_safetensors(path, wide)
+
+
+def test_a_layer_at_two_places_is_not_written_twice(tmp_path):
+    class Tied(nnx.Module):
+        def __init__(self):
+            self.a = self.b = nn.SLLDense(4, 3, rngs=nnx.Rngs(0))
+
+    with pytest.raises(ValueError, match="module has the same SLLDense at .a and .b"):
+        nn.save_safetensors(tmp_path / "layer.safetensors", Tied())
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import pytest
 from scipy import optimize
 
 from lipjax.smoothing import simplex, soft
+from tests.marks import slow
 from tests.smoothing.confidence_test import cases
 
 RNG = np.random.default_rng(0)
@@ -50,7 +51,7 @@ def test_entmax_against_bisection():
 
 
 @pytest.mark.parametrize("name", SOFT)
-@pytest.mark.parametrize("k", [2, 5, 30])
+@pytest.mark.parametrize("k", [2, slow(5), 30])
 def test_constants_hold_and_are_reached(name, k):
     temperature = 0.7
     fn = functools.partial(getattr(simplex, name), temperature=temperature)
@@ -103,7 +104,7 @@ def test_bad_input_is_named():
 
 
 @pytest.mark.parametrize("name", SOFT)
-@pytest.mark.parametrize("far", [-np.inf, -3e38, -1e25, -1e19])
+@pytest.mark.parametrize("far", [-np.inf, slow(-3e38), slow(-1e25), -1e19])
 def test_masked_logits_get_nothing(name, far):
     """Squares of what is far below overflow."""
     fn = getattr(simplex, name)
@@ -116,7 +117,7 @@ def test_masked_logits_get_nothing(name, far):
 
 
 @pytest.mark.parametrize("name", SOFT)
-@pytest.mark.parametrize("temperature", [1e-3, 1e-8, 1e-20, 1e-30])
+@pytest.mark.parametrize("temperature", [1e-3, slow(1e-8), slow(1e-20), 1e-30])
 def test_cold_maps_under_jit_are_those_outside(name, temperature):
     fn = functools.partial(getattr(simplex, name), temperature=temperature)
     z = jnp.array([[5.0, 0.0, 0.0], [0.3, 0.7, -1.1], [1.3, 1.1, 1.2]])
@@ -135,7 +136,7 @@ def test_the_temperature_of_entmax_is_doubled_as_a_float():
 
 
 @pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax"])
-@pytest.mark.parametrize("classes", [2, 6, 10, 16, 100])
+@pytest.mark.parametrize("classes", [2, slow(6), 10, slow(16), slow(100)])
 def test_scores_sum_to_no_more_than_soft_certificates_allow(name, classes):
     """Logits that hardly differ are the worst ones for entmax: its tau is rounded there."""
     sizes = 10.0 ** RNG.uniform(-3, 1, (20_000, 1))

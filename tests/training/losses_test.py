@@ -558,3 +558,17 @@ def test_options_are_checked():
 def test_errors_of_the_certified_losses_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "make,word",
+    [
+        (lambda f: cross_entropy(f, 0, offset=np.inf), "offset is inf"),
+        (lambda f: cross_entropy(f, 0, offset=np.ones(2)), "offset is array"),
+        (lambda f: cross_entropy(f, 0, temperature=np.ones(3)), "temperature has shape"),
+        (lambda f: margin_loss(f, 0, margin=np.inf), "margin is inf"),
+    ],
+)
+def test_options_are_finite_numbers(make, word):
+    with pytest.raises(ValueError, match=word):
+        make(jnp.array([1.0, 0.0]))

@@ -41,3 +41,22 @@ def test_the_key_is_one_typed_key(key):
 def test_parameters_are_floating(key, leaf):
     with pytest.raises(ValueError, match=r"params\['b'\]\[0\] has dtype"):
         init_state(key, {"a": jnp.zeros(2), "b": [leaf]}, optax.sgd(0.1))
+
+
+def test_a_part_at_two_places_is_refused_and_shared_arrays_are_not(key):
+    """A tied layer would be trained as two; containers and arrays that are used twice are values."""
+    from flax import nnx
+
+    from lipjax import nn
+
+    class Tied(nnx.Module):
+        def __init__(self, same):
+            self.a = nn.SLLDense(4, 4, rngs=nnx.Rngs(0))
+            self.b = self.a if same else nn.SLLDense(4, 4, rngs=nnx.Rngs(0))
+
+    with pytest.raises(ValueError, match="params has the same SLLDense at .a and .b"):
+        init_state(key, Tied(True), optax.sgd(0.1))
+    init_state(key, Tied(False), optax.sgd(0.1))
+    zero = jnp.zeros(2)
+    pair = (zero, zero)
+    init_state(key, {"a": pair, "b": [pair, zero]}, optax.sgd(0.1))
