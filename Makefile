@@ -11,8 +11,8 @@ PYTEST = $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 QUICK = tests/contracts_test.py tests/typing_test.py tests/numerics_test.py tests/lowering_test.py \
   tests/margin_test.py tests/soundness_test.py::TestUpperBounds tests/spectral/exact_test.py \
   tests/spectral/network_test.py::test_loops_of_known_length_are_written_out \
-  tests/layers/aol_test.py tests/layers/sll_test.py tests/layers/lmi_test.py \
-  tests/layers/head_test.py tests/layers/activations_test.py tests/nn/constrained_test.py \
+  tests/layers/sll_test.py tests/layers/lmi_test.py tests/layers/head_test.py \
+  tests/smoothing/confidence_test.py tests/smoothing/gaussian_test.py \
   tests/training/step_test.py tests/training/checkpoint_test.py tests/data/digits_test.py
 
 .PHONY: demo test test-quick lint notebooks clean

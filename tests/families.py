@@ -605,6 +605,22 @@ def by_name(rows):
     return [pytest.param(row, id=row.name) for row in rows]
 
 
+OTHER_SHAPES = {
+    "sll_conv_circular", "cpl_conv_circular", "aol_dense_wide", "aol_conv_strided",
+    "aol_dense_inputs_of_a_tall_kernel", "aol_dense_outputs_of_a_wide_kernel", "block_conv_strided",
+    "bjorck_dense_wide", "cayley_dense_wide", "cayley_residual", "convex_mix_inside",
+}  # fmt: skip
+"""Layers that stand above in another shape, padding or form."""
+
+
+def one_of_each(rows):
+    """The same; other shapes of a layer run in the slow form."""
+    import pytest
+
+    marks = [[pytest.mark.slow] if row.name in OTHER_SHAPES else [] for row in rows]
+    return [pytest.param(row, id=row.name, marks=m) for row, m in zip(rows, marks)]
+
+
 def one_in_three(rows):
     """The same; the others run in the slow form."""
     import pytest

@@ -94,40 +94,43 @@ class TestContractions:
         assert max(row.norm(np.asarray(row.broken(jnp.asarray(a)))) for a in arrays) > 1
 
 
+def inputs(layer, count=6):
+    """Random ones and, every second, an image of a digit, tiled and cut to the shape."""
+    points = np.random.default_rng(1).normal(size=(count, *layer.shape)).astype(np.float32)
+    size = int(np.prod(layer.shape))
+    for i, digit in enumerate(digits()[: count // 2]):
+        points[2 * i + 1] = np.resize(digit, size).reshape(layer.shape)
+    return points
+
+
 @pytest.mark.parametrize("layer", families.by_name(families.LAYERS))
+def test_jacobian_at_most_one_for_every_kernel(layer):
+    params = families.params_like(layer, families.arrays)
+    weights = jax.jit(jax.vmap(layer.constrain))(params)
+    x = inputs(layer, len(params.kernel))
+    jacobians = jax.jit(jax.vmap(jax.jacobian(layer.apply, argnums=1)))(weights, x)
+    matrices = np.asarray(jacobians, np.float64).reshape(len(x), -1, x[0].size)
+    assert oracles.singular_values(matrices).max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("layer", families.one_of_each(families.LAYERS))
 class TestLayers:
-    def points(self, layer, count=6):
-        """Random ones and, every second, an image of a digit, tiled and cut to the shape."""
-        points = np.random.default_rng(1).normal(size=(count, *layer.shape)).astype(np.float32)
-        size = int(np.prod(layer.shape))
-        for i, digit in enumerate(digits()[: count // 2]):
-            points[2 * i + 1] = np.resize(digit, size).reshape(layer.shape)
-        return points
-
-    def test_jacobian_at_most_one_for_every_kernel(self, layer):
-        params = families.params_like(layer, families.arrays)
-        weights = jax.vmap(layer.constrain)(params)
-        points = self.points(layer, len(params.kernel))
-        jacobians = jax.jit(jax.vmap(jax.jacobian(layer.apply, argnums=1)))(weights, points)
-        matrices = np.asarray(jacobians, np.float64).reshape(len(points), -1, points[0].size)
-        assert oracles.singular_values(matrices).max() <= 1 + 1e-5
-
     def test_jacobian_at_most_one_where_it_is_largest(self, layer, seeded_key):
         weights = layer.constrain(layer.init(seeded_key))
         found = lipschitz_lower_bound(
             seeded_key,
             jax.tree_util.Partial(batched(layer), weights),
-            self.points(layer),
+            inputs(layer),
             num_ascent_steps=10,
         )
         assert found.kind == "lower" and 0.1 < float(found.value) <= 1 + 1e-5
 
     def test_negative_control_jacobian(self, layer):
         weights = layer.broken(orthonormal(layer))
-        assert jacobian_norm(layer, weights, 100 * self.points(layer)) > 1.02
+        assert jacobian_norm(layer, weights, 100 * inputs(layer)) > 1.02
 
     def test_tight_for_orthonormal_kernels(self, layer):
-        assert jacobian_norm(layer, orthonormal(layer), self.points(layer)) >= layer.tight
+        assert jacobian_norm(layer, orthonormal(layer), inputs(layer)) >= layer.tight
 
     def test_bound_is_proved_and_at_most_one(self, layer):
         params = families.params_like(layer, families.arrays)
@@ -142,7 +145,7 @@ class TestLayers:
     def test_bound_of_wrong_weights_says_so(self, layer):
         weights = layer.broken(orthonormal(layer))
         bound = layer.bound(weights).value
-        measured = jacobian_norm(layer, weights, 100 * self.points(layer))
+        measured = jacobian_norm(layer, weights, 100 * inputs(layer))
         assert 1.02 < measured <= bound
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -165,8 +168,7 @@ class TestLayers:
     def test_frozen_is_the_same_function(self, layer):
         params = layer.init(jax.random.key(0))
         a, b = (
-            layer.apply(make(params), self.points(layer))
-            for make in (layer.constrain, layer.freeze)
+            layer.apply(make(params), inputs(layer)) for make in (layer.constrain, layer.freeze)
         )
         np.testing.assert_allclose(a, b, atol=layer.frozen, rtol=0)
 
@@ -195,7 +197,7 @@ class TestLayers:
         if not layer.activation or len(layer.shape) > 1:
             return
         weights = initial(layer)
-        points = np.concatenate([0.1 * self.points(layer), 3 * self.points(layer)])
+        points = np.concatenate([0.1 * inputs(layer), 3 * inputs(layer)])
         assert jacobian_norm(layer, weights, points, activation=name) <= 1 + 1e-5
 
     @pytest.mark.parametrize("name", ["abs", "max_min", "group_sort", "gelu", "silu"])
@@ -204,7 +206,7 @@ class TestLayers:
             return
         weights = initial(layer)
         with pytest.raises(ValueError, match=f"{name}.*(mixes channels|slope goes down)"):
-            layer.apply(weights, self.points(layer)[0], activation=name)
+            layer.apply(weights, inputs(layer)[0], activation=name)
 
     def test_refusing_is_right(self, layer):
         """With a forbidden activation declared admissible, the layer does expand."""
@@ -212,7 +214,7 @@ class TestLayers:
             return
         cheat = activations.Activation("cheat", jnp.abs, (0.0, 1.0))
         weights = orthonormal(layer)
-        assert jacobian_norm(layer, weights, self.points(layer, 12), activation=cheat) > 1.5
+        assert jacobian_norm(layer, weights, inputs(layer, 12), activation=cheat) > 1.5
 
 
 def smallest_eigenvalue(layer, weights):

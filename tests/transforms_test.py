@@ -63,7 +63,7 @@ class TestArrayFunctions:
         assert isinstance(row.fn(families.arrays(row.shape)[-1]), jax.Array)
 
 
-@pytest.mark.parametrize("layer", families.by_name(families.LAYERS))
+@pytest.mark.parametrize("layer", families.one_of_each(families.LAYERS))
 class TestLayers:
     def test_batch_axes_vmap_and_jit(self, layer):
         weights = layer.constrain(layer.init(jax.random.key(0)))
