@@ -73,7 +73,7 @@ def certify(
 
     >>> found = certify([45, 35, 20], [45_000, 35_000, 20_000], sigma=1.0, alpha=0.001)
     >>> int(found.prediction), float(found.radius.round(4))
-    (0, 0.1163)
+    (0, 0.1166)
     """
     from scipy import special
 
