@@ -335,10 +335,10 @@ def certificates(config, sampled, chosen_map, bound: Bound, data, classes) -> di
     constants = dict(lipschitz=of_scores, margin_lipschitz=of_margins)
     aware = soft.certify(*soft_counts, **constants, slope_error=slope_error, **soft_options)
     found["soft, Lipschitz-aware"] = aware
-    own = aware.info["p_lower"]
+    own, other = aware.info["p_lower"], aware.info["p_upper"]
     if not aware.info["lipschitz_used"].all():
-        own = np.maximum(own - slope_error, 0)
-    published = lipschitz.published_radius(own, lipschitz=of_scores, sigma=settings.sigma)
+        own, other = np.maximum(own - slope_error, 0), np.minimum(other + slope_error, 1)
+    published = lipschitz.published_radius(own, other, lipschitz=of_scores, sigma=settings.sigma)
     found["the same, as published"] = aware._replace(
         prediction=np.where(published > 0, aware.prediction, -1), radius=published
     )

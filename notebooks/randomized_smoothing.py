@@ -194,7 +194,7 @@ assert mean["all classes, auto"] >= max(mean["all classes, bonferroni"], mean["C
 # ## What knowing the Lipschitz constant is worth
 #
 # Here next to nothing: the map that was chosen is so steep that its scores are nearly votes. With votes
-# nothing is known of the network, and 10,000 samples that all agree certify at most 0.83
+# nothing is known of the network, and 10,000 samples that all agree certify at most 0.80
 # at this noise. A score that is L-Lipschitz before it is smoothed changes slower: the quantile of a
 # normal number plus a uniform one of width 1/L takes the place of the normal quantile. The exact form
 # is never below the published approximation, which is not even increasing.

@@ -1,5 +1,6 @@
 """What certificates from counts share: checked counts, the class, radii that are rounded down."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from lipjax import _checks
@@ -85,14 +86,15 @@ def less_sure(chance, law_error: float):
     return np.minimum(chance + float(law_error), 1.0)
 
 
-def constant(lipschitz):
+def constant(lipschitz, name: str = "lipschitz"):
     """The number of an upper `Bound`, or the number."""
     if isinstance(lipschitz, Bound):
         if not lipschitz.proves_upper:
-            raise ValueError(f"lipschitz is {lipschitz!r}; it must be an upper bound.")
+            raise ValueError(f"{name} is {lipschitz!r}; it must be an upper bound.")
         lipschitz = lipschitz.value
-    if np.asarray(lipschitz).dtype.kind not in "fiu":
-        raise ValueError(f"lipschitz is {lipschitz!r}; it must be a number or an upper Bound.")
+    dtype = np.asarray(lipschitz).dtype
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise ValueError(f"{name} is {lipschitz!r}; it must be a number or an upper Bound.")
     return lipschitz
 
 

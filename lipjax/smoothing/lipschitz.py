@@ -102,8 +102,8 @@ def margin_radius(margin, *, lipschitz, sigma) -> np.ndarray:
     """The l2 radius within which the smoothed margin of two scores stays positive.
 
     `quantile((1 + margin) / 2)` for half of the constant: a margin in [-1, 1] is a score in [0, 1] of
-    twice the range. Where the scores of one class and of another have no better constant than their
-    margin, `radius` of the two is at least this; margins of maps such as sparsemax have a better one.
+    twice the range. Where the margin has no better constant than twice that of a score, `radius` of the
+    two scores is at least this; margins of maps such as sparsemax have a better one.
 
     Args:
         margin: `float[...]` in [-1, 1], at most the smoothed score of the class less that of any other.
@@ -183,9 +183,10 @@ def published_radius(p_lower, p_upper=None, *, lipschitz, sigma) -> np.ndarray:
     own = _published(p_lower, lipschitz, sigma)
     if p_upper is None:
         return np.maximum(own, 0.0)[()]
-    gap = (own - _published(p_upper, lipschitz, sigma)) / 2
+    with np.errstate(invalid="ignore"):  # of two certain scores
+        gap = (own - _published(p_upper, lipschitz, sigma)) / 2
     exact = radius(p_lower, p_upper, lipschitz=lipschitz, sigma=sigma)
-    return np.clip(np.nan_to_num(gap), 0.0, np.maximum(exact, 0.0))[()]
+    return np.clip(np.where(np.isnan(gap), 0.0, gap), 0.0, np.maximum(exact, 0.0))[()]
 
 
 def _published(p, lipschitz, sigma):

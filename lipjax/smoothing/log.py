@@ -158,8 +158,16 @@ class CountLog:
             )
         body = np.array([index, stage, start, stop, *values], "<i4").tobytes()
         record = body + zlib.crc32(body).to_bytes(4, "little")
-        self._write(record)
-        self._count(np.frombuffer(record, "<i4")[None])
+        length = os.fstat(self._file.fileno()).st_size
+        try:
+            self._write(record)
+            self._count(np.frombuffer(record, "<i4")[None])
+        except BaseException:  # an interrupt: what was counted is what the file holds
+            self._file.truncate(length)
+            self._totals, self._ranges = {}, {}
+            self._file.seek(0)
+            self._read(len(self._file.readline()))
+            raise
 
     def done(self, index: int, stage: int) -> int:
         """How many samples from the first one on were counted: where to go on."""
@@ -214,8 +222,7 @@ class CountLog:
         """Raises for the first line of another log."""
         stored, names = found["header"], []
         for k in sorted(set(header) | set(stored)):
-            one, other = (json.dumps(h.get(k), sort_keys=True) for h in (stored, header))
-            if one != other:  # as JSON: True is not 1 there
+            if (k in stored) != (k in header) or _typed(stored[k]) != _typed(header[k]):
                 names.append(f"{k} = {stored.get(k)!r} instead of {header.get(k)!r}")
         if found["width"] == self.width and not names:
             return
@@ -259,6 +266,15 @@ def _as_json(header) -> dict:
         return json.loads(json.dumps(header, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"header is {header!r}, which JSON does not hold: {error}.") from error
+
+
+def _typed(value):
+    """What JSON holds, so that True and 1 are not equal."""
+    if isinstance(value, dict):
+        return {k: _typed(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_typed(v) for v in value]
+    return (bool, value) if isinstance(value, bool) else value
 
 
 def _parsed(line, path) -> dict:

@@ -103,7 +103,10 @@ def certify(
     _counts.check_batch(batch, sigma=sigma)
     for name, value in (("lipschitz", lipschitz), ("margin_lipschitz", margin_lipschitz)):
         if value is not None:
-            _counts.check_batch(batch, **{name: getattr(value, "value", value)})
+            number = np.asarray(_counts.constant(value, name), np.float64)
+            if not np.all(number > 0):
+                raise ValueError(f"{name} is {value!r}; it must be above 0 (inf is allowed).")
+            _counts.check_batch(batch, **{name: number})
     if margin_lipschitz is not None and lipschitz is None:
         raise ValueError(
             f"margin_lipschitz is {margin_lipschitz!r} without lipschitz; give the constant of a score "

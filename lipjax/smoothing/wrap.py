@@ -64,12 +64,9 @@ def host(fn: Callable, *, num_classes: int) -> Callable:
             )
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return jnp.asarray(called(x))
-        devices = jax.device_count()
-        if (
-            jax.sharding.get_abstract_mesh().manual_axes
-            and jax.default_backend() == "cpu"
-            and devices > 1
-        ):
+        mesh = jax.sharding.get_abstract_mesh()
+        devices = mesh.size if mesh.manual_axes else 1
+        if devices > 1 and jax.default_backend() == "cpu":
             raise ValueError(
                 f"fn is a host function inside of shard_map on {devices} CPU devices, where its calls "
                 "wait for each other for ever; certify it outside of shard_map, on one device."

@@ -452,6 +452,11 @@ def test_the_published_radius_of_certain_scores(constant):
     found = lipschitz.published_radius(np.array([0.0, 1.0]), lipschitz=constant, sigma=0.5)
     exact = lipschitz.radius(1.0, lipschitz=constant, sigma=0.5)
     assert found[0] == 0 and found[1] == exact
+    with np.errstate(invalid="raise"):
+        two = lipschitz.published_radius([1.0, 1.0], [0.0, 1.0], lipschitz=constant, sigma=0.5)
+    assert two.tolist() == [np.inf, 0.0]
+    narrow = lipschitz.radius(0.9, lipschitz=jnp.bfloat16(2), sigma=0.5)
+    assert narrow == lipschitz.radius(0.9, lipschitz=2.0, sigma=0.5)
 
 
 @pytest.mark.parametrize("constant, sigma", [(1e-200, 1e-200), (1e-3, 1e-306), (1e-160, 1e-160)])

@@ -356,7 +356,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
         np.testing.assert_array_equal(log.total(0, SELECTION), 2 * np.arange(50))
 
 
-@pytest.mark.parametrize("where", ["half of a record", "the end"])
+@pytest.mark.parametrize("where", ["half of a record", "the end", "the count"])
 def test_an_interrupt_while_writing_counts_nothing_and_the_log_goes_on(
     tmp_path, monkeypatch, where
 ):
@@ -371,6 +371,15 @@ def test_an_interrupt_while_writing_counts_nothing_and_the_log_goes_on(
         with monkeypatch.context() as patch:
             if where == "the end":
                 patch.setattr("os.fsync", interrupted)
+            elif where == "the count":
+                count = log._count
+
+                def counted(records):
+                    patch.setattr(log, "_count", count)
+                    count(records)
+                    raise KeyboardInterrupt
+
+                patch.setattr(log, "_count", counted)
             else:
                 raw = log._file
 
@@ -395,3 +404,6 @@ def test_headers_are_compared_as_json(tmp_path):
     CountLog(tmp_path / "log", header={"exact": True, "n": 1}, width=2).close()
     with pytest.raises(ValueError, match="exact = True instead of 1"):
         CountLog(tmp_path / "log", header={"exact": 1, "n": 1}, width=2)
+    CountLog(tmp_path / "log", header={"exact": True, "n": 1.0}, width=2).close()
+    with pytest.raises(ValueError, match="more = None instead of None|more"):
+        CountLog(tmp_path / "log", header={"exact": True, "n": 1, "more": None}, width=2)

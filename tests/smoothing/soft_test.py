@@ -299,6 +299,9 @@ def test_kl_bounds_solve_their_equation():
         (dict(budget="partition"), "budget is 'partition'"),
         (dict(bound="hoeffding"), "bound is 'hoeffding'"),
         (dict(lipschitz=Bound(1.0, "estimate")), "must be an upper bound"),
+        (dict(lipschitz="steep"), "lipschitz is 'steep'"),
+        (dict(lipschitz=1.0, margin_lipschitz=0.0), "margin_lipschitz is 0.0"),
+        (dict(lipschitz=1.0, margin_lipschitz=Bound(1.0, "lower")), "margin_lipschitz is Bound"),
     ],
 )
 def test_bad_input_is_named(change, word):

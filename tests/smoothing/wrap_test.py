@@ -150,3 +150,6 @@ def test_host_functions_inside_of_shard_map_are_refused_not_waited_for():
     ):
         mapped(jnp.ones((8, 3)))
     assert jax.jit(fn)(jnp.ones((8, 3))).shape == (8, 2)
+    alone = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    mapped = jax.jit(jax.shard_map(fn, mesh=alone, in_specs=spec, out_specs=spec))
+    assert mapped(jnp.ones((8, 3))).shape == (8, 2)
