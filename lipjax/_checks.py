@@ -4,7 +4,7 @@ Each check takes the arguments by name, `positive(eps=eps)`, so that the message
 name. Only what is known while tracing is checked; a traced value passes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -194,9 +194,9 @@ def nothing_twice(**named) -> None:
 def _parts(tree, path):
     """The nodes of a pytree that are no plain containers, with their paths."""
     inner = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda part: part is not tree)[0]
-    if inner and inner[0][1] is tree:  # a leaf
+    if (inner and inner[0][1] is tree) or not jax.tree.leaves(tree):  # a leaf, or without numbers
         return
-    if not isinstance(tree, tuple | list | dict | None):
+    if not isinstance(tree, tuple | list | Mapping):
         yield path, tree
     for step, part in inner:
         yield from _parts(part, (*path, *step))

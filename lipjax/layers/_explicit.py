@@ -55,25 +55,35 @@ BLOCK = 32
 
 @jax.custom_jvp
 def gram(w):
-    """`W^* W`; the two halves of its derivative are one product, which reverse mode does not see.
+    """`W^* W`; the two halves of its derivative are one product, which reverse mode does not see."""
+    return matmul(adjoint(w), w)
 
-    The diagonal, sums of squares, decides about the norm: it is added up in blocks.
+
+@jax.custom_jvp
+def gram_of_steps(w):
+    """`gram` for a Björck step, with sums of squares on the diagonal that are added up in blocks.
+
+    They decide about the norm where columns are nearly orthonormal. Not for factorizations: beside
+    entries of long sums the matrix of columns that are alike has negative eigenvalues.
     """
-    product = matmul(adjoint(w), w)
+    product = gram(w)
     rows, cols = w.shape[-2:]
     if rows <= BLOCK:
         return product
     squares = (jnp.conj(w) * w).real
     squares = jnp.pad(squares, [(0, 0)] * (w.ndim - 2) + [(0, -rows % BLOCK), (0, 0)])
-    blocks = squares.reshape(*w.shape[:-2], -1, BLOCK, cols)
+    blocks = squares.reshape(*w.shape[:-2], -(-rows // BLOCK), BLOCK, cols)
     diagonal = jnp.sum(jnp.sum(blocks, axis=-2), axis=-2).astype(w.dtype)
     return jnp.where(jnp.eye(cols, dtype=bool), diagonal[..., None, :], product)
 
 
-@gram.defjvp
-def _gram_jvp(primals, tangents):
+def _gram_jvp(made, primals, tangents):
     half = matmul(adjoint(primals[0]), tangents[0])
-    return gram(*primals), half + adjoint(half)
+    return made(*primals), half + adjoint(half)
+
+
+gram.defjvp(functools.partial(_gram_jvp, gram))
+gram_of_steps.defjvp(functools.partial(_gram_jvp, gram_of_steps))
 
 
 def whitened(v, eps: float):
@@ -178,7 +188,7 @@ def _inverse_upper_jvp(primals, tangents):
 
 def bjorck_step(w):
     """`(3 W - W W^* W) / 2` for at least as many rows as columns: norms up to 2 become at most 1."""
-    return 1.5 * w - 0.5 * matmul(w, gram(w))
+    return 1.5 * w - 0.5 * matmul(w, gram_of_steps(w))
 
 
 @jax.custom_jvp

@@ -8,7 +8,7 @@ def of_dense(kind, params, outputs: int | None = -1):
 
     Args:
         kind: The `Params` of the layer.
-        params: One of them, or its fields in a sequence, of JAX, NumPy or plain numbers.
+        params: One of them, or its fields in a sequence, of JAX, NumPy or plain floats.
         outputs: The axis of the kernel that has one bias for each entry; None for none.
 
     Raises:

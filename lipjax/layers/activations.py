@@ -54,8 +54,10 @@ class Activation:
             raise ValueError(f"lipschitz is {self.lipschitz}; it must be finite and at least 0.")
         if self.slopes is None:
             return
-        object.__setattr__(self, "slopes", tuple(self.slopes))
-        low, high = self.slopes
+        if len(self.slopes) != 2:
+            raise ValueError(f"slopes is {self.slopes}; it must be (smallest, largest).")
+        low, high = map(float, self.slopes)
+        object.__setattr__(self, "slopes", (low, high))
         if not low <= high or self.lipschitz < max(abs(low), abs(high)):
             raise ValueError(
                 f"slopes is {self.slopes} and lipschitz is {self.lipschitz}; slopes must be "

@@ -18,7 +18,15 @@ from jax import lax
 from lipjax import _checks
 from lipjax._numerics import matmul, safe_abs, safe_norm
 from lipjax.layers import _parameters, forms, normalized
-from lipjax.layers._explicit import Params, at_most, gram, isometric, leading_one, upright
+from lipjax.layers._explicit import (
+    Params,
+    at_most,
+    gram,
+    gram_of_steps,
+    isometric,
+    leading_one,
+    upright,
+)
 from lipjax.layers.forms import Linear
 from lipjax.layers.forms import linear_bound as bound
 from lipjax.layers.forms import linear_dense as apply_dense
@@ -90,7 +98,7 @@ def _steps(length, adaptive, carry):
 
 
 def _step(carry):
-    return _stepped(carry[0], gram(carry[0]))
+    return _stepped(carry[0], gram_of_steps(carry[0]))
 
 
 def _stepped(w, product):

@@ -57,6 +57,9 @@ def test_a_part_at_two_places_is_refused_and_shared_arrays_are_not(key):
     with pytest.raises(ValueError, match="params has the same SLLDense at .a and .b"):
         init_state(key, Tied(True), optax.sgd(0.1))
     init_state(key, Tied(False), optax.sgd(0.1))
+    both = nn.MaxMin()  # without numbers of its own
+    make = lambda: nn.AOLDense(4, 4, rngs=nnx.Rngs(0))  # noqa: E731
+    init_state(key, nnx.Sequential(make(), both, make(), both), optax.sgd(0.1))
     zero = jnp.zeros(2)
     pair = (zero, zero)
     init_state(key, {"a": pair, "b": [pair, zero]}, optax.sgd(0.1))
