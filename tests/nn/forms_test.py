@@ -9,6 +9,7 @@ from flax import nnx
 from lipjax import nn
 from lipjax.layers import activations
 from tests import oracles
+from tests.marks import slow
 from tests.nn import modules
 from tests.nn.contractions_test import RNG, batch
 
@@ -16,7 +17,14 @@ jitted = jax.jit(lambda module, x: module(x))
 MIXED = [("CayleyDense", nn.ConvexMix), ("SOCConv", nn.ConvexMix)]
 
 
-@pytest.mark.parametrize("name,form", [(name, nn.Residual) for name in modules.LINEAR] + MIXED)
+ALWAYS = ("BjorckDense", "CayleyDense", "QRDense", "AOLDense", "BCOPConv", "SOCConv", "CayleyConv")
+
+
+@pytest.mark.parametrize(
+    "name,form",
+    [(name, nn.Residual) if name in ALWAYS else slow(name, nn.Residual) for name in modules.LINEAR]
+    + MIXED,
+)
 def test_every_contraction_in_every_form(name, form):
     module, x = form(modules.make(name)), batch(name)
     frozen = nn.freeze(module)
