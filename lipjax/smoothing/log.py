@@ -212,11 +212,9 @@ class CountLog:
             while rest:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
-        except BaseException as error:  # a full disk, Ctrl-C: what was written of it counts nothing
+        except OSError as error:  # a full disk: what was written of it counts nothing
             self._file.truncate(length)
-            if isinstance(error, OSError):
-                raise OSError(error.errno, error.strerror, str(self.path)) from error
-            raise
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _refuse_others(self, found, header):
         """Raises for the first line of another log."""
