@@ -1,6 +1,7 @@
 """Randomized smoothing: sampling, confidence, and certificates from samples.
 
     noise       Gaussian noise on floats and on integers, noise on tokens, products
+    moments     exact sums of scores and of their squares
     sampling    votes and moments of any function under noise, the same for every batch size
     confidence  bounds on a probability or a mean, each at its own level
     gaussian    the certificate of Cohen et al., from the votes for one class

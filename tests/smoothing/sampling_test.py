@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from scipy import special
 
-from lipjax.smoothing import gaussian, sampling
+from lipjax.smoothing import gaussian, moments, sampling
 from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from lipjax.smoothing.noise import Gaussian, IntegerGaussian, Tokens
 from lipjax.smoothing.sampling import sample_counts, sample_moments
@@ -84,7 +84,7 @@ def test_sums_are_exact_at_the_ends():
     """Zeros, ones, NaN and what is outside, against integers of Python."""
     values = np.float32([0, 1, 1, 0.5, 2.0**-24, 1 - 2.0**-24, 2, -1, np.nan, 1 / 3])
     fixed = [int(min(max(np.nan_to_num(v), 0), 1) * 2**24) for v in values.astype(np.float64)]
-    found = sampling._summed(
+    found = moments._summed(
         jnp.floor(jnp.clip(jnp.nan_to_num(values), 0, 1) * 2.0**24).astype(jnp.int32)[:, None],
         jnp.int32(len(values)),
     )
@@ -105,7 +105,7 @@ def test_scores_of_every_precision_are_rounded_down(dtype):
         scores = np.concatenate([drawn, [[1 - 2.9e-8, 0.50000003], [1 - 2.0**-53, 1.0]]]).astype(
             dtype
         )
-        found = sampling._moments(jnp.asarray(scores), jnp.ones(len(scores), bool))
+        found = moments.of_scores(jnp.asarray(scores), jnp.ones(len(scores), bool))
         exact = np.floor(scores.astype(np.float64) * 2**24) / 2**24
         np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-15)
         assert (found.mean <= scores.astype(np.float64).mean(0)).all()

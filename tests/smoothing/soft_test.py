@@ -10,7 +10,7 @@ from flax import nnx
 from scipy import special, stats
 
 from lipjax import models
-from lipjax.smoothing import confidence, gaussian, multiclass, sampling, simplex, soft
+from lipjax.smoothing import confidence, gaussian, moments, multiclass, sampling, simplex, soft
 from lipjax.smoothing.sampling import Moments, sample_counts, sample_moments
 from lipjax.typing import ABSTAIN, Bound
 from tests.smoothing.confidence_test import cases
@@ -22,7 +22,7 @@ def moments_of(scores) -> Moments:
     """Of `float[..., n, K]`."""
     fixed = np.floor(np.clip(np.float32(scores), 0, 1) * 2.0**24).astype(np.int32)
     fixed = np.moveaxis(fixed, -2, 0)
-    found = [sampling._summed(part, jnp.int32(len(part))) for part in np.array_split(fixed, 8)]
+    found = [moments._summed(part, jnp.int32(len(part))) for part in np.array_split(fixed, 8)]
     total = found[0]
     for part in found[1:]:
         total = sampling.merge(total, part)
