@@ -53,6 +53,7 @@ def test_traced_numbers_pass():
     assert traced(-1.0) == -1.0
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "call,message",
     [

@@ -1,7 +1,9 @@
 """The test platform: 8 emulated devices, strict promotion, one fixed key."""
 
+import collections
 import gc
 import os
+import zlib
 from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -31,6 +33,33 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Tracing makes many objects and few cycles: looking for cycles rarely saves a seventh of the time.
 gc.freeze()
 gc.set_threshold(200_000, 100, 100)
+
+
+FEW = 2
+"""Cases of a parametrized test that always run, unless it is marked `few` or `every`."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """All but a few cases of a test are its long form: they are marked slow.
+
+    Which few depends on the name of the test alone, so that tests over the same families take
+    different ones, and the same in every run.
+    """
+    cases = collections.defaultdict(list)
+    for item in items:
+        if hasattr(item, "callspec") and not any(item.iter_markers("slow")):
+            cases[item.nodeid.split("[")[0]].append(item)
+    for name, group in cases.items():
+        mark = group[0].get_closest_marker("few")
+        few = mark.args[0] if mark else FEW
+        if group[0].get_closest_marker("every") or len(group) <= few:
+            continue
+        start = zlib.crc32(name.encode())
+        kept = {(start + i * len(group) // few) % len(group) for i in range(few)}
+        for place, item in enumerate(group):
+            if place not in kept:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,6 +13,8 @@ import pytest
 
 import lipjax
 
+pytestmark = pytest.mark.every
+
 ROOT = Path(__file__).parents[1]
 MODULES = [m.name for m in pkgutil.walk_packages(lipjax.__path__, "lipjax.") if "._" not in m.name]
 FLOORS = [

@@ -73,6 +73,7 @@ def test_3_windows_other_than_three(size):
     assert 0.5 < oracles.norm(np.asarray(jacobian)) <= 1 + 1e-5
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("name", data.NAMES)
 def test_4_every_data_set_that_is_named_can_be_read(name, tmp_path):
     """Or says which file is missing; one public reader could not be reached at all."""

@@ -247,6 +247,7 @@ def test_certified_accuracy_is_strict_and_counts_nan_as_lost():
     assert float(margin.certified_accuracy(radii[:1], correct[:1], 0.1)) == 1
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "call,word",
     [
@@ -330,6 +331,7 @@ def test_a_subnormal_constant_under_jit_is_not_zero(constant):
     assert np.isfinite(found.radius).all()
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("constant", [None, "1", True, 1j, -1.0, np.nan])
 def test_a_constant_that_is_no_number_is_refused(constant):
     with pytest.raises(ValueError, match="lipschitz"):

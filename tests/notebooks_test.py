@@ -11,6 +11,8 @@ import jax
 import jupytext
 import pytest
 
+from tests.marks import slow
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 
@@ -19,7 +21,11 @@ def test_there_are_notebooks():
     assert "certify_in_ten_lines" in NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
+LONG = {"one_condition_many_layers", "randomized_smoothing", "spectral_norms"}
+
+
+@pytest.mark.every
+@pytest.mark.parametrize("name", [slow(name) if name in LONG else name for name in NAMES])
 def test_runs(name, monkeypatch):
     """As in a user's kernel, without the strict settings of the tests."""
     monkeypatch.setenv("MPLBACKEND", "agg")
@@ -27,6 +33,7 @@ def test_runs(name, monkeypatch):
         runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("name", NAMES)
 def test_both_forms_agree(name):
     source, executed = (jupytext.read(FOLDER / f"{name}.{kind}") for kind in ("py", "ipynb"))

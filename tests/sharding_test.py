@@ -23,6 +23,7 @@ def mesh():
     return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layer", families.one_in_three(families.LAYERS))
 def test_layers_on_a_sharded_batch(layer, mesh):
     params = layer.init(jax.random.key(0))
@@ -47,6 +48,7 @@ def test_layers_on_a_sharded_batch(layer, mesh):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("row", families.by_name(families.BOUNDS + families.CONTRACTIONS))
 def test_bounds_of_a_sharded_stack(row, mesh):
     arrays = families.arrays(row.shape)
@@ -84,6 +86,7 @@ ONE_OF_EACH_KIND = (
 )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "layer", families.by_name([row for row in families.LAYERS if row.name in ONE_OF_EACH_KIND])
 )
@@ -112,6 +115,7 @@ ADAPTIVE = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_loops_of_unknown_length_inside_shard_map(name, mesh):
     shape, fn = ADAPTIVE[name]

@@ -103,6 +103,7 @@ def inputs(layer, count=6):
     return points
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("layer", families.by_name(families.LAYERS))
 def test_jacobian_at_most_one_for_every_kernel(layer):
     params = families.params_like(layer, families.arrays)
@@ -115,6 +116,7 @@ def test_jacobian_at_most_one_for_every_kernel(layer):
 
 @pytest.mark.parametrize("layer", families.one_of_each(families.LAYERS))
 class TestLayers:
+    @pytest.mark.few(9)
     def test_jacobian_at_most_one_where_it_is_largest(self, layer, seeded_key):
         weights = layer.constrain(layer.init(seeded_key))
         found = lipschitz_lower_bound(
@@ -200,6 +202,7 @@ class TestLayers:
         points = np.concatenate([0.1 * inputs(layer), 3 * inputs(layer)])
         assert jacobian_norm(layer, weights, points, activation=name) <= 1 + 1e-5
 
+    @pytest.mark.few(10)
     @pytest.mark.parametrize("name", ["abs", "max_min", "group_sort", "gelu", "silu"])
     def test_others_are_refused_with_the_reason(self, layer, name):
         if not layer.activation:

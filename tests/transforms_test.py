@@ -104,6 +104,7 @@ class TestLayers:
             layer.apply(weights, x)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name,fn", families.CERTIFICATES)
 def test_certificates_under_transforms(name, fn):
     rng = np.random.default_rng(0)

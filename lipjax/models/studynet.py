@@ -97,9 +97,9 @@ class StudyNet(nnx.Module):
         rngs: Random number generators.
 
     Example:
-        >>> config = StudyNetConfig(image_shape=(8, 8, 1), blocks=2, block_depth=1, width=4)
+        >>> config = StudyNetConfig(image_shape=(4, 4, 1), blocks=1, block_depth=1, width=8)
         >>> model = StudyNet(config, rngs=nnx.Rngs(0))
-        >>> model(jnp.ones((2, 8, 8, 1))).shape, model.bound().kind
+        >>> model(jnp.ones((2, 4, 4, 1))).shape, model.bound().kind
         ((2, 10), 'upper')
     """
 

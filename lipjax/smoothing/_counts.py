@@ -108,3 +108,9 @@ def certificate(prediction, radius, info) -> Certificate:
     sure = radius > 0
     prediction = np.where(sure, prediction, ABSTAIN).astype(np.int32)
     return Certificate(prediction, np.where(sure, radius * (1 - 1e-13), 0.0), info)
+
+
+def without(counts, best):
+    """`counts` without the entry `best`, in their order."""
+    places = np.arange(counts.shape[-1] - 1)
+    return np.take_along_axis(counts, places + (places >= best), -1)

@@ -111,13 +111,13 @@ def certify(
 def _bonferroni(selection, estimation, best, alpha):
     classes = selection.shape[-1]
     level = np.full(best.shape[:-1], alpha / classes)
-    others = _without(estimation, best)
+    others = _counts.without(estimation, best)
     return level, [("another class is more likely", others.max(-1), level, classes - 1)]
 
 
 def _weighted(selection, estimation, best, alpha):
     """Contenders came within three deviations of the second on the first sample."""
-    votes, later = _without(selection, best), _without(estimation, best)
+    votes, later = _counts.without(selection, best), _counts.without(estimation, best)
     second = votes.max(-1, keepdims=True)
     contends = votes >= np.maximum(1, second - 3 * np.sqrt(second + 1.0))
     contends |= (second == 0) & (np.arange(votes.shape[-1]) == votes.argmax(-1)[..., None])
@@ -132,13 +132,27 @@ def _weighted(selection, estimation, best, alpha):
 
 
 def _auto(selection, estimation, best, alpha):
-    if selection.shape[-1] == 2:  # a bound for one is a bound for the other
-        return np.full(best.shape[:-1], alpha), []
-    votes = _without(selection, best)
-    second, total = votes.max(-1), votes.sum(-1)
-    own = alpha * np.where(total == 0, SURE, np.where(total == second, LIKELY, 0.5))
-    most = _without(estimation, best).max(-1)
+    own = alpha * auto_share(_counts.without(selection, best))
+    if selection.shape[-1] == 2:
+        return own, []
+    most = _counts.without(estimation, best).max(-1)
     return own, [("the likeliest other class is more likely", most, alpha - own, np.int64(1))]
+
+
+def auto_share(others, enough: float = 1.0):
+    """Share of alpha that "auto" gives the class, from what the others had on the first sample.
+
+    Args:
+        others: `[..., K - 1]`, votes or mean scores.
+        enough: Share of all these at which the second is the only one that counts.
+
+    >>> auto_share(np.array([[0, 0], [3, 0], [3, 1]])).tolist(), auto_share(np.array([5])).item()
+    ([0.99, 0.9, 0.5], 1.0)
+    """
+    if others.shape[-1] == 1:  # a bound for one is a bound for the other
+        return np.ones(others.shape[:-1])
+    second, total = others.max(-1), others.sum(-1)
+    return np.where(total == 0, SURE, np.where(second >= enough * total, LIKELY, 0.5))
 
 
 def _partition(selection, estimation, best, alpha):
@@ -160,9 +174,3 @@ def _partition(selection, estimation, best, alpha):
         ("another class is more likely", single, level, alone - 1),
         ("a bucket is more likely", together, level, merged.astype(np.int64)),
     ]
-
-
-def _without(counts, best):
-    """Counts of the classes but the best, in their order."""
-    places = np.arange(counts.shape[-1] - 1)
-    return np.take_along_axis(counts, places + (places >= best), -1)

@@ -22,7 +22,7 @@ from lipjax import _checks
 from lipjax.smoothing import _counts, confidence, simplex
 from lipjax.smoothing.lipschitz import margin_radius
 from lipjax.smoothing.lipschitz import radius as lipschitz_radius
-from lipjax.smoothing.multiclass import LIKELY, REST, SURE
+from lipjax.smoothing.multiclass import REST, auto_share
 from lipjax.smoothing.sampling import Moments, sample_moments
 from lipjax.typing import Certificate
 
@@ -30,6 +30,8 @@ BUDGETS = ("auto", "weighted", "bonferroni")
 BOUNDS = ("both", "bernstein", "kl")
 DECIDED = 0.99
 """A score at which it is decided whether a Lipschitz constant is worth its error."""
+ENOUGH = 0.9
+"""Share of the scores of all other classes that makes one of them the only one that counts."""
 GRID = 2.0**-24
 """How much a mean of `Moments` may lie below that of the scores."""
 
@@ -362,12 +364,8 @@ def _shares(mean, error, alpha, budget, least):
         total = np.full(mean.shape[:-1], alpha * (1 - 1 / classes))
         ledger = {"the class is less likely": level[..., 0], "another class is more likely": total}
         return best, level, ledger
-    others = mean.copy()
     if budget == "auto":
-        np.put_along_axis(others, best, 0.0, -1)
-        second, total = others.max(-1), others.sum(-1)
-        own = np.where(total == 0, SURE, np.where(second >= 0.9 * total, LIKELY, 0.5)) * alpha
-        own = np.where(classes == 2, alpha, own)  # then the scores of the other are what it lacks
+        own = alpha * auto_share(_counts.without(mean, best), ENOUGH)
         level = np.broadcast_to((alpha - own)[..., None], mean.shape).copy()
         np.put_along_axis(level, best, own[..., None], -1)
         ledger = {
@@ -375,6 +373,7 @@ def _shares(mean, error, alpha, budget, least):
             "the likeliest other class is more likely": alpha - own,
         }
         return best, level, ledger
+    others = mean.copy()
     np.put_along_axis(others, best, -1.0, -1)
     second = others.argmax(-1)[..., None]
     reach = 3 * np.sqrt(error + least * least)

@@ -120,6 +120,7 @@ def test_new_weights_are_not_traced_again(key):
     assert counts[0] == counts[1] > 0
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "change, message",
     [

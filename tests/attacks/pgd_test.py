@@ -70,6 +70,7 @@ def test_attack_refutes_a_certificate_that_is_too_large(key):
     assert not pgd(key, fn, x, label, eps=sound, **FREE).success.any()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "image,norm",
     [("flat", "l2"), ("flat", "linf"), ("far", "l2")]
@@ -310,6 +311,7 @@ def test_updated_flax_module_is_not_attacked_with_its_old_weights(key):
     np.testing.assert_allclose(margins[:2], margins[2:], rtol=1e-5)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -53,6 +53,7 @@ def test_jit_and_vmap_are_the_loop(case, seeded_key):
     np.testing.assert_allclose(mapped, loop, atol=2e-6)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("case", CASES)
 def test_batches_and_bytes_are_refused(case, key):
     with pytest.raises(ValueError, match=r"image has shape \(2, 6, 5, 3\).*vmap"):
@@ -169,6 +170,7 @@ def test_grey_images_change_brightness_and_contrast_only(key):
             augment.color_jitter(key, image, **{name: 0.1})
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 @pytest.mark.parametrize(
     "value", [-0.1, float("nan"), float("inf"), (1.2, 0.8), (-0.1, 1), (1, 1, 1), "0.4", None]
@@ -178,6 +180,7 @@ def test_bad_factors_are_refused(name, value, key, image):
         augment.color_jitter(key, image, **{name: value})
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("value", [-0.1, 0.6, float("nan"), (0.2, -0.2), (-0.6, 0.0), (0.1,)])
 def test_bad_turns_are_refused(value, key, image):
     with pytest.raises(ValueError, match="hue is"):
@@ -230,6 +233,7 @@ class TestRandomAffine:
         assert moved.min() >= 0 and moved.max() <= 1
         assert len(np.unique(np.asarray(moved)[:, 2, 2, 0])) > 40
 
+    @pytest.mark.every
     @pytest.mark.parametrize("amount", ["shift", "rotation", "scale", "shear"])
     def test_bad_amounts_are_named(self, key, amount):
         with pytest.raises(ValueError, match=f"{amount} is -1"):

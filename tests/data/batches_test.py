@@ -82,6 +82,7 @@ def test_what_is_returned_may_be_changed_without_changing_the_order():
     np.testing.assert_array_equal(batch_indices(0, 0, **size), kept)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -170,6 +171,7 @@ def test_hold_out_depends_on_the_seed_alone():
     assert first == again and len(set(first)) == 5
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, float("nan")])
 def test_hold_out_refuses_a_fraction_that_is_none(fraction):
     with pytest.raises(ValueError, match=r"fraction is .*above 0 and below 1"):

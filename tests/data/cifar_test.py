@@ -86,6 +86,7 @@ def test_a_differing_checksum_is_a_warning_and_a_note(write_cifar10, tmp_path, r
     assert "Pixel-exactness is not verified" in dataset.notes[0]
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("change", [-1, 1, -3073, 3073], ids="{:+d} bytes".format)
 @pytest.mark.parametrize("file", [TRAIN_FILES[0], TRAIN_FILES[4], TEST_FILE])
 def test_wrong_sizes_are_refused(file, change, write_cifar10, tmp_path):
@@ -101,6 +102,7 @@ def test_wrong_sizes_are_refused(file, change, write_cifar10, tmp_path):
         assert part in str(error.value)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("file", [*TRAIN_FILES, TEST_FILE])
 def test_each_missing_file_is_named(file, write_cifar10, tmp_path):
     write_cifar10()

@@ -28,6 +28,7 @@ def test_to_unit_refuses_images_that_were_scaled_already():
         data.to_unit(np.zeros((2, 2), np.float32), 255)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("max_value", [0, 256, 1.0, True])
 def test_to_unit_refuses_a_max_value_that_no_byte_has(max_value):
     with pytest.raises(ValueError, match="max_value is"):

@@ -76,6 +76,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_files_are_named(damage, write_idx, idx_bytes, tmp_path):
     content = idx_bytes(write_idx("MNIST")["train-images-idx3-ubyte"])

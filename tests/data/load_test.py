@@ -19,6 +19,7 @@ def test_names_are_all_there_is():
     assert set(data.NAMES) == {"digits", *FILES}
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("name", FILES)
 def test_without_a_directory_the_error_says_how_to_name_one(name, monkeypatch):
     monkeypatch.delenv("LIPJAX_DATA", raising=False)
@@ -26,6 +27,7 @@ def test_without_a_directory_the_error_says_how_to_name_one(name, monkeypatch):
         data.load(name)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("name", FILES)
 def test_missing_files_are_named_with_their_origin(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is missing; expected.*https?://") as error:

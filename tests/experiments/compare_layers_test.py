@@ -14,6 +14,7 @@ def run(out, *options):
         return compare_layers.main(options)
 
 
+@pytest.mark.slow
 def test_rows_seeds_and_going_on(tmp_path, capsys):
     out = tmp_path / "found.json"
     rows = run(out, "--layers", "aol", "--nets", "dense", "--best", "0")
@@ -35,6 +36,7 @@ def test_rows_seeds_and_going_on(tmp_path, capsys):
         run(out, *options, "--batch-size", "128")
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "options,word",
     [

@@ -8,6 +8,8 @@ import pytest
 from experiments import config as configs
 from lipjax.models import StudyNetConfig
 
+pytestmark = pytest.mark.every
+
 KINDS = (configs.RunConfig, configs.HybridConfig)
 
 

@@ -53,6 +53,7 @@ def assert_alike(found, expected):
         np.testing.assert_allclose(got, want, atol=2e-4)
 
 
+@pytest.mark.few(1)
 def test_eight_devices_train_as_one(config, on_one, tmp_path, monkeypatch):
     meshes, states = [], []
     constrain, loop = nn.constrain, supervised.train
@@ -82,6 +83,7 @@ def test_steps_on_emulated_devices_do_not_queue(config, tmp_path, monkeypatch):
     assert len(waited) < 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["one", "eight"])
 def test_a_run_goes_on_with_other_devices(first, config, on_one, tmp_path, monkeypatch):
     mesh = setup.mesh
@@ -105,6 +107,7 @@ def test_a_run_goes_on_with_other_devices(first, config, on_one, tmp_path, monke
     assert_alike(parameters(train.train(config, tmp_path / "run"), config), on_one)
 
 
+@pytest.mark.slow
 def test_devices_that_do_not_divide_a_batch_are_left_alone(config, tmp_path, capsys):
     other = configs.override(config, ["batch_size=100", "epochs=1"])
     assert setup.mesh(config).size == 8 and setup.mesh(other) is None

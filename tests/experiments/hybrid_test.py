@@ -48,6 +48,7 @@ def start(data_dir, directory, *more):
         return hybrid.main(["hybrid_energy", *SMALL, *more, *options])
 
 
+@pytest.mark.few(1)
 def test_certifies_both_parts_and_again_from_a_cut_log(run_dir, energy_dir, capsys):
     report = json.loads((run_dir / "hybrid.json").read_text())
     assert report["edits"][0]["certified"] > 0.6
@@ -235,6 +236,7 @@ def test_the_network_hears_no_mask_and_no_padding():
     assert not np.allclose(logits[0], logits[2])
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "words,message",
     [

@@ -7,6 +7,7 @@ import pytest
 from experiments import output
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "radius,name",
     [

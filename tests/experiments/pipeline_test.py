@@ -97,6 +97,7 @@ def test_linear_baseline_on_the_digits():
     np.testing.assert_allclose(best, [0.969, 0.919, 0.608], atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_fashion_mnist_through_the_same_path(tmp_path):
     """Real images, a convolutional network, thousands of certificates, none broken."""

@@ -8,6 +8,7 @@ import pytest
 from experiments import regularize
 
 
+@pytest.mark.slow
 def test_two_trainings_and_their_table(tmp_path, capsys):
     out = tmp_path / "found.json"
     options = "--data digits --width 8 --stages 1 --blocks 1 --steps 120 --weight 0.01".split()
@@ -22,6 +23,7 @@ def test_two_trainings_and_their_table(tmp_path, capsys):
         regularize.main(["--data", "cifar"])
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "options,word",
     [

@@ -22,6 +22,7 @@ def small(*more):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", NOISY)
 def test_is_the_mean_of_the_loss_of_every_image(name):
     config = small(f"noisy_loss={name}", "num_noise=3", "attack_eps=0.1")
@@ -74,6 +75,7 @@ EXPECTED = {
 }  # fmt: skip
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("loss", configs.LOSSES)
 def test_a_loss_of_margins_is_that_of_the_library(loss):
     config = digits(loss, "model.std=0.5")  # whose constant is 2
@@ -105,6 +107,7 @@ def test_the_radius_that_emma_trains_for_grows_over_the_first_half():
         np.testing.assert_allclose(found, np.mean(each), rtol=1e-5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("loss", configs.LOSSES)
 def test_every_loss_trains(loss, tmp_path):
     options = [f"loss={loss}", *OPTIONS.get(loss, []), *SHORT, "batch_size=720", "noise=0"]
@@ -114,6 +117,7 @@ def test_every_loss_trains(loss, tmp_path):
     assert line["step"] == 2 and line["skipped"] == 0 and np.isfinite(line["loss"])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("loss", ["emma", "multi_margin"])
 def test_losses_of_margins_learn_the_digits(loss, tmp_path):
     options = [f"loss={loss}", *SHORT, "epochs=30", "batch_size=240", "noise=0", "affine=()"]

@@ -128,6 +128,7 @@ def test_a_log_that_was_cut_goes_on(run, report):
     assert len(content) == len(whole) and content[:head] == whole[:head]
 
 
+@pytest.mark.slow
 def test_other_batches_are_other_records_and_the_same_counts(run, report):
     """Votes do not depend on the batch size; scores may round differently inside the network."""
     log = run / "counts.log"
@@ -233,6 +234,7 @@ def test_a_map_that_is_asked_for_later_is_not_taken(run, report, capsys):
     assert "the map of soft scores stays" in capsys.readouterr().out
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("content", ["{}", '{"map": ["soft', '{"map": ["none", 1], "rows": []}'])
 def test_a_log_is_worth_more_than_the_choice_of_its_map(run, report, content, capsys):
     path = run / "map.json"

@@ -199,6 +199,7 @@ def test_negative_control_reflecting_both_sides_or_neither_is_no_activation():
         assert np.abs(x @ matrix - plane(x, np.float32(t))).max() > 0.1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("order", [1, 2])
 def test_householder_gradients(order, key):
     channels = 7
@@ -263,6 +264,7 @@ def test_known_functions_are_recognized():
         assert resolve(fn).slopes[0] >= 0
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("unknown", ["swish2", lambda x: x, None, 3])
 def test_unknown_activations_are_refused_with_what_would_work(unknown):
     with pytest.raises(ValueError, match="activation is .*nothing is known"):

@@ -56,6 +56,7 @@ def test_one_step_repairs_a_norm_underestimated_twofold_and_other_polynomials_do
     assert np.abs(muon[s <= 1]).max() > 1.2
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.3])
 def test_steps_end_where_one_more_would_change_nothing(noise):
     """Against the plain loop: the same weights and the same gradient."""
@@ -94,6 +95,7 @@ def test_bad_steps_are_named():
         bjorck.constrain_dense(params(np.eye(3)), num_steps=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6, 6), (7, 4)])
 def test_second_derivatives_of_the_orthogonal_factor_take_all_steps(shape):
     """At an isometry one step is enough for values and gradients, and not for curvature."""

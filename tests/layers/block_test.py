@@ -18,6 +18,7 @@ def operator(weights, size, **options):
     return jacobian.reshape(-1, int(np.prod(shape)))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kernel_size", [1, 2, 3, 4])
 def test_square_kernels_are_orthogonal_with_circular_padding(kernel_size):
     weights = block.constrain_conv(
@@ -30,6 +31,7 @@ def test_square_kernels_are_orthogonal_with_circular_padding(kernel_size):
         assert oracles.norm(operator(weights, size, padding="zero")) <= 1 + 1e-6
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("channels", [(2, 5), (5, 2)])
 def test_unequal_channels_are_isometries_or_projections(channels):
     weights = block.constrain_conv(block.init_conv(jax.random.key(0), *channels))
@@ -37,6 +39,7 @@ def test_unequal_channels_are_isometries_or_projections(channels):
     np.testing.assert_allclose(values[: 16 * min(channels)], 1, atol=1e-5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kernel_size,stride", [(2, 2), (3, 2), (4, 2), (3, 3)])
 def test_strided_kernels_are_orthogonal(kernel_size, stride):
     params = block.init_conv(
@@ -109,6 +112,7 @@ def test_gradients_are_finite_at_zero():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "options,word",
     [
@@ -125,6 +129,7 @@ def test_bad_options_are_named(options, word):
         block.init_conv(jax.random.key(0), **sizes)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "kernel,factors,word",
     [

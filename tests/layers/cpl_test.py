@@ -88,6 +88,7 @@ def test_tiny_and_zero_kernels_stay_finite():
         assert np.isfinite(y).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("conv", [False, True])
 def test_wide_layers_start_without_losing_the_signal(conv):
     """Negative control: the published start, which takes nearly all of it away."""

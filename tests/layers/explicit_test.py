@@ -11,6 +11,7 @@ from lipjax.layers import _explicit, bjorck, cayley, reflector, triangular
 RNG = np.random.default_rng(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
 def test_derivatives_of_what_is_whitened(dtype):
     with jax.enable_x64(True):

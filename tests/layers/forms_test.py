@@ -56,6 +56,7 @@ def test_convolution_matches_the_written_out_operator():
             np.testing.assert_allclose(y, x.reshape(-1) @ matrix, atol=1e-4)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("padding", ["reflect", "replicate", "symmetric", "edge", "same"])
 def test_expanding_paddings_are_refused_with_the_reason(padding):
     weights = sll.constrain_conv(sll.init_conv(jax.random.key(0), 2, 3))

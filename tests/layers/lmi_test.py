@@ -88,6 +88,7 @@ def test_negative_control_diagonal_below_the_gram_matrix():
             assert (smallest(lmi.of_dense(weights)) >= -1e-9) == sound
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "position,shape,word",
     [

@@ -37,6 +37,7 @@ def _plain_adjoint(y, kernel, padding):
     return _convolution._adjoint(y, kernel, padding)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("padding", ["zero", "circular"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_the_sums_are_those_of_the_convolution_and_its_adjoint(key, geometry, padding):
@@ -50,6 +51,7 @@ def test_the_sums_are_those_of_the_convolution_and_its_adjoint(key, geometry, pa
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("padding", ["zero", "circular"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_derivatives_are_those_of_the_convolution(key, geometry, padding):
@@ -70,6 +72,7 @@ def test_derivatives_are_those_of_the_convolution(key, geometry, padding):
             np.testing.assert_allclose(got, want, atol=3e-5)
 
 
+@pytest.mark.slow
 def test_second_derivatives(key):
     x, _, kernel = _arrays(key, (3, 4), (2, 2), 4, 1)
 
@@ -102,6 +105,7 @@ def test_second_derivatives(key):
             np.testing.assert_allclose(got, want, atol=2e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_batches_of_kernels_and_of_images(key):
     x, _, kernel = _arrays(key, (4, 4), (3, 3), 9, 1)
     kernels = jnp.stack([kernel, -2 * kernel])
@@ -129,6 +133,7 @@ def test_programs_of_gradients_on_cpus_hold_no_slow_convolution(key):
     assert exported.mlir_module().count("stablehlo.convolution") >= 4
 
 
+@pytest.mark.slow
 def test_network_bound_reads_them(key):
     x, _, kernel = _arrays(key, (8, 8), (3, 3), 9, 1)
     bound = spectral.network_bound(lambda x: _convolution.convolve(x, kernel), x)

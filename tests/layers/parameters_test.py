@@ -83,6 +83,7 @@ def test_lists_of_numbers_are_parameters(module):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("module", DENSE, ids=ids)
 def test_what_are_no_parameters_of_the_layer_is_named(module):
     (constrain, freeze), params = makers(module, "dense"), init(module, "dense")
@@ -104,6 +105,7 @@ def test_what_are_no_parameters_of_the_layer_is_named(module):
             constrain(constrain(params))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("module", DENSE, ids=ids)
 def test_inputs_may_be_lists_and_a_bias_of_another_length_is_named(module):
     params = init(module, "dense")
@@ -120,6 +122,7 @@ def test_inputs_may_be_lists_and_a_bias_of_another_length_is_named(module):
         module.apply_dense(weights, [[1.0], [2.0, 3.0]])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("module", CONV, ids=ids)
 def test_images_may_be_lists_and_a_bias_of_another_length_is_named(module):
     params = init(module, "conv")

@@ -124,6 +124,7 @@ def test_batches():
     assert pooling.average_pool(x, 2).shape == (3, 2, 3, 4)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "call,word",
     [
@@ -170,6 +171,7 @@ ON_IMAGES = {
 }  # fmt: skip
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("name", ON_IMAGES)
 def test_lists_and_integers_are_arrays_and_others_are_named(name):
     fn, options = getattr(pooling, name), ON_IMAGES[name]

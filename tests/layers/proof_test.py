@@ -55,6 +55,7 @@ ROWS = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ROWS)
 def test_every_layer_is_proved(name):
     apply, weights, shape, options = ROWS[name]
@@ -140,6 +141,7 @@ def biased(layer):
 PROVABLE = [*modules.LINEAR, *modules.SANDWICH, *modules.RESIDUAL]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", PROVABLE)
 @pytest.mark.parametrize("form", [lambda layer: layer, nn.Residual], ids=["plain", "residual"])
 def test_modules_are_proved_by_themselves(name, form):
@@ -172,6 +174,7 @@ def mixed(layer, logit, kind=nn.ConvexMix):
     return mix
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", MIXED)
 def test_convex_mixes_are_proved_by_their_own_matrices(name):
     shape = (2, 3, 3) if name.endswith("conv") else (6,)
@@ -287,6 +290,7 @@ def test_strides_of_layers_that_have_none_are_named():
         proof.prove(KEY, *ROWS["sll conv"][:3], strides=2)
 
 
+@pytest.mark.slow
 def test_orthogonality_is_what_the_almost_orthogonal_layer_keeps():
     for shape in ((7, 4), (4, 7)):
         kernel = jnp.asarray(RNG.normal(size=shape), jnp.float32)

@@ -40,6 +40,7 @@ def test_many_iterations_divide_by_the_spectral_norm():
     np.testing.assert_allclose(kernel, dense.kernel / oracles.norm(dense.kernel), rtol=2e-3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shape", [(12, 7), (7, 12)])
 def test_norms_grow_towards_one_and_tightening_reaches_it(shape):
     dense = params(*shape)
@@ -71,6 +72,7 @@ def test_weights_act():
     assert np.abs(slope.log_q).max() > 0
 
 
+@pytest.mark.slow
 def test_modules_train_and_freeze(seeded_key):
     from flax import nnx
 
@@ -88,6 +90,7 @@ def test_modules_train_and_freeze(seeded_key):
     assert dense(x).shape == (2, 6, 6, 8) and dense.bound().kind == "upper"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("options", [dict(num_iters=1), {}, dict(num_iters=3), dict(tighten=True)])
 def test_bounds_of_deep_stacks_stay_at_one(options):
     """Negative control: the grid for all sizes alone would give 1.0097 per layer."""
@@ -103,6 +106,7 @@ def test_bounds_of_deep_stacks_stay_at_one(options):
         assert float(grid) > 1.009
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("module", [rescaled, cpl])
 def test_second_derivatives_of_the_norm_are_refused_not_wrong(module):
     weight = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)

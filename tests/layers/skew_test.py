@@ -38,6 +38,7 @@ def test_large_kernels_turn_by_at_most_pi():
     np.testing.assert_allclose(weights.kernel, -np.eye(2), atol=2e-2)
 
 
+@pytest.mark.slow
 def test_small_and_large_kernels_in_one_batch():
     """The norm is measured where a quick bound does not say that all are small."""
     kernels = jnp.asarray(RNG.normal(size=(3, 7, 7)) * [[[0.1]], [[1.0]], [[50.0]]], jnp.float32)

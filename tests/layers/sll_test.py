@@ -134,6 +134,7 @@ def test_published_weights_are_standard_normal():
     np.testing.assert_array_equal(init.kernel, default.kernel)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "call,word",
     [
@@ -179,6 +180,7 @@ def test_jitted_steps_of_tiny_kernels_are_no_longer_than_eager_ones(module, conv
         assert oracles.norm(matrix) <= 1 + 1e-6
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("module", [sll, aol])
 def test_forward_mode_through_a_dense_constraint(module):
     """Generalized Gauss-Newton products take it."""

@@ -37,6 +37,7 @@ def test_derivatives(method):
         check_grads(fn, (matrix,), order=1, modes=("fwd", "rev"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["qr", "cholesky"])
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5)])
 def test_second_derivatives(method, shape):

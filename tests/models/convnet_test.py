@@ -35,6 +35,7 @@ def test_published_sizes(name, millions):
     assert round(num_parameters(name) / 1e6, 1) == millions
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "layer,form", [(layer, "linear") for layer in LAYERS] + [("skew", "residual")]
 )
@@ -63,6 +64,7 @@ def test_input_normalization_is_counted():
     assert 4 <= ratio <= 4.0001
 
 
+@pytest.mark.slow
 def test_circular_dense_only_and_patched_networks():
     for changes in (
         {"conv_depth": 0},
@@ -76,6 +78,7 @@ def test_circular_dense_only_and_patched_networks():
         assert model.feature_bound().value <= 1 + 1e-5
 
 
+@pytest.mark.slow
 def test_no_attack_breaks_a_certificate_of_a_fitted_network():
     """Fitted to random labels, so that the certified regions are as crooked as they can be."""
     import optax
@@ -120,6 +123,7 @@ def test_a_network_exports_for_accelerators():
     assert exported.platforms == ("tpu", "cuda")
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "changes,word",
     [
@@ -189,6 +193,7 @@ def test_a_projection_reads_features_channel_by_channel(dense_width, num_classes
         dataclasses.replace(config, num_classes=2000)
 
 
+@pytest.mark.few(1)
 def test_an_orthogonal_head_makes_all_logits_one_lipschitz():
     config = ConvNetConfig(
         image_shape=(4, 4, 1),

@@ -12,6 +12,7 @@ from lipjax import margin, nn
 from lipjax.attacks import lipschitz_lower_bound
 from lipjax.models import LipConvNet, LipConvNetConfig
 from lipjax.models._parts import CONTRACTIONS
+from tests.marks import slow
 
 SMALL = LipConvNetConfig(image_shape=(8, 8, 2), num_classes=4, width=4, blocks=2, block_depth=2)
 
@@ -47,7 +48,7 @@ def test_every_layer_makes_one(layer):
     assert logits.shape == (3, 4)
 
 
-@pytest.mark.parametrize("layer,depth", [("aol", 2), ("cayley", 1)])
+@pytest.mark.parametrize("layer,depth", [slow("aol", 2), ("cayley", 1)])
 def test_bounds_hold_and_are_one(layer, depth):
     config = dataclasses.replace(SMALL, layer=layer, block_depth=depth, pad=2, blocks=2)
     frozen = nn.freeze(LipConvNet(config, rngs=nnx.Rngs(0)))
@@ -61,6 +62,7 @@ def test_bounds_hold_and_are_one(layer, depth):
     assert np.isfinite(certified.radius)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "changes,word",
     [

@@ -41,6 +41,7 @@ def test_every_layer_makes_one(layer):
     assert logits.shape == (3, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["aol", "reflector"])
 def test_bounds_hold_and_are_one(layer):
     model = LiResNet(dataclasses.replace(SMALL, layer=layer), rngs=nnx.Rngs(0))
@@ -56,6 +57,7 @@ def test_bounds_hold_and_are_one(layer):
     assert frozen.class_vectors().shape == (16, 4)
 
 
+@pytest.mark.slow
 def test_the_first_network_keeps_the_image():
     """The initial trunk is the identity, and the matrices are isometries up to their epsilon."""
     config = dataclasses.replace(SMALL, activation="full_sort", dense_width=64, width=4)
@@ -66,6 +68,7 @@ def test_the_first_network_keeps_the_image():
     assert model.features(x).shape == (3, 64)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "changes,word",
     [

@@ -99,6 +99,7 @@ def conv_norm(kernel):
     return float(conv_gram_iteration(kernel.transpose(2, 3, 1, 0), padding="any"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("prefix", ["", "model.", "module.model.model."])
 def test_sll_is_the_published_function(prefix):
     state = sll_state(prefix)
@@ -111,6 +112,7 @@ def test_sll_is_the_published_function(prefix):
     assert float(nn.freeze(model).feature_bound().value) <= 1 + 1e-5
 
 
+@pytest.mark.slow
 def test_cpl_is_the_published_function_with_a_bound_in_place_of_the_estimate():
     state = cpl_state()
     x = RNG.random((3, SIZE, SIZE, 3)).astype(np.float32)
@@ -203,6 +205,7 @@ def test_negative_control_features_in_the_other_order_are_another_function():
     assert np.abs(wrong(x) - good(x)).max() > 0.05
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "change,word",
     [
@@ -231,6 +234,7 @@ def test_what_does_not_fit_is_named(change, word):
         pytorch.from_state_dict(sll_state(), image_shape=(16, 16, 3))
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "change,word",
     [
@@ -350,6 +354,7 @@ def study_forward(state, x, layer):
     return study_layer(state, "ClassificationHead.0", x, layer)[:, : STUDY["classes"], 0, 0]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layer,prefix", [("aol", ""), ("sll", "model."), ("cpl", "")])
 def test_networks_of_the_study_are_the_published_functions(layer, prefix):
     state = study_state(layer, prefix)
@@ -364,6 +369,7 @@ def test_networks_of_the_study_are_the_published_functions(layer, prefix):
     assert float(nn.freeze(model).bound().value) <= 1 + 1e-5
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "change,word",
     [

@@ -53,6 +53,7 @@ def test_two_logits_differ_by_the_root_of_two():
     np.testing.assert_allclose(with_head.radius, without.radius, rtol=1e-5)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "changes,word",
     [

@@ -199,6 +199,7 @@ def test_rounding_what_is_free_or_to_integers_is_refused():
         nn.freeze(layer)(jnp.ones((1, 4, 4, 2), jnp.bfloat16))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("depth", [3, 8])
 def test_devices_share_the_constraint(depth):
     """Every device makes an eighth of the weights, and all have them, with the same gradients."""
@@ -226,6 +227,7 @@ def test_devices_share_the_constraint(depth):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name,shape",
     [
@@ -277,6 +279,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_factorizations_of_several_stacks_come_to_an_end(tmp_path):
     """Batched ones, a few at a time, make JAX 0.10 wait for ever on two cores."""
     import subprocess

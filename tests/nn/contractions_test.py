@@ -67,6 +67,7 @@ def test_batches_may_be_empty(name):
     assert module(jnp.ones((0, *shape))).shape == (0, *shape)
 
 
+@pytest.mark.slow
 def test_what_divides_in_training_may_be_chosen_and_frozen_weights_are_sound():
     """An estimate from below makes layers that expand a little until they are frozen."""
     too_small = lambda kernel: 0.9 * jnp.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), 2)  # noqa: E731

@@ -20,6 +20,7 @@ MIXED = [("CayleyDense", nn.ConvexMix), ("SOCConv", nn.ConvexMix)]
 ALWAYS = ("BjorckDense", "CayleyDense", "QRDense", "AOLDense", "BCOPConv", "SOCConv", "CayleyConv")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name,form",
     [(name, nn.Residual) if name in ALWAYS else slow(name, nn.Residual) for name in modules.LINEAR]
@@ -65,6 +66,7 @@ def test_forms_go_into_stacks():
     assert float(frozen.bound().value) <= 1 + 1e-5
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("order", [1, 2])
 def test_chains_with_learnt_activations_go_into_stacks(order):
     def pair(rngs):

@@ -29,6 +29,7 @@ ROWS = [
 IDS = ["SLLDense", "CPLDense", "AOLDense", "NormalizedHead", "SLLConv", "CPLConv", "AOLConv"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("make,shape,constrain,apply", ROWS, ids=IDS)
 def test_delegates_and_works_under_plain_transforms(make, shape, constrain, apply):
     module = make(nnx.Rngs(0))
@@ -122,6 +123,7 @@ def test_the_published_start_is_an_option(kind, published):
         kind(4, 32, init="best", rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make,shape",
     [

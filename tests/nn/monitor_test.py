@@ -57,6 +57,7 @@ def test_networks_are_the_mean_over_their_layers():
     assert nn.orthogonality(nn.MaxMin()) is None
 
 
+@pytest.mark.slow
 def test_a_margin_makes_almost_orthogonal_layers_orthogonal():
     """Without a margin to reach they stay where they were (the negative control)."""
     x = jax.random.normal(jax.random.key(0), (64, 16))

@@ -13,6 +13,8 @@ from scipy import special, stats
 from lipjax.smoothing import confidence
 from lipjax.smoothing.confidence import clopper_pearson
 
+pytestmark = pytest.mark.every
+
 VALUES = json.loads((Path(__file__).parent / "reference_values.json").read_text())
 """Computed in float64 by programs that share nothing with the library."""
 
@@ -107,6 +109,7 @@ def test_negative_control_the_normal_approximation_fails_too_often():
     assert max(failure_rate(wald, trials, p) for p in PROBABILITIES) > 2 * alpha
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("p", [0.3, 0.9, 0.999])
 def test_the_randomized_bounds_fail_exactly_as_often_as_allowed(p):
     trials, alpha = 20, 0.05

@@ -18,6 +18,8 @@ from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from lipjax.smoothing.sampling import Moments
 from lipjax.typing import ABSTAIN
 
+pytestmark = pytest.mark.every
+
 
 def moments_of(counts, scores):
     """Of `counts[..., a]` samples with `scores[a, K]`: the digits of the sums are those of `Moments`."""
@@ -193,6 +195,7 @@ def test_large_samples_of_several_classes_by_simulation(row):
     assert max(right) <= limit < max(wrong) and max(measured) > limit
 
 
+@pytest.mark.few(12)
 @ROWS
 @pytest.mark.parametrize("p", [0.6, 0.9, 0.97])
 def test_radii_of_two_classes_exactly(row, p):

@@ -6,6 +6,8 @@ import pytest
 from lipjax.smoothing import curves
 from tests.smoothing.confidence_test import cases
 
+pytestmark = pytest.mark.every
+
 RNG = np.random.default_rng(0)
 
 

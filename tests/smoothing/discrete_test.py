@@ -11,6 +11,8 @@ from lipjax.smoothing.discrete import certify, hold, rest, worst_case
 from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from tests.smoothing.confidence_test import cases
 
+pytestmark = pytest.mark.every
+
 
 def kernel_of(given):
     if given.get("kernel", "uniform") == "uniform":

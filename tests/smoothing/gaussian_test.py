@@ -9,6 +9,8 @@ from lipjax.smoothing import gaussian, multiclass
 from lipjax.typing import ABSTAIN
 from tests.smoothing.confidence_test import cases
 
+pytestmark = pytest.mark.every
+
 
 def test_certify_against_the_reference():
     for case in cases("cohen_certify"):

@@ -10,6 +10,8 @@ from lipjax.smoothing.kernels import Ablation, Mask, Uniform
 from tests.smoothing.confidence_test import cases
 from tests.smoothing.discrete_test import kernel_of
 
+pytestmark = pytest.mark.every
+
 
 def test_against_the_reference():
     for case in cases("hybrid"):

@@ -10,6 +10,8 @@ import pytest
 from lipjax.smoothing import hybrid, noise
 from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 
+pytestmark = pytest.mark.every
+
 
 @pytest.mark.parametrize("beta", [0.0, 0.25, 0.9, 1.0])
 @pytest.mark.parametrize("vocab", [2, 3, 30_000])

@@ -174,6 +174,7 @@ def test_the_edges():
     assert radius(0.6, 0.4, lipschitz=1.0, sigma=1.0) <= radius(0.6, lipschitz=1.0, sigma=1.0)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "change,word",
     [
@@ -284,6 +285,7 @@ def steepest(scores, constant, x, y, classes, noise):
     return np.abs(np.diff(at, axis=0))[inside] / step, error[inside] / step
 
 
+@pytest.mark.few(1)
 def test_one_lipschitz_along_lines_between_digits(trained):
     """Slopes of up to half of what is allowed; a constant ten times too small allows too little."""
     scores, constant, images, labels = trained

@@ -126,6 +126,7 @@ def test_finite_everywhere(name):
 SCALES = [0.0, 1e-38, 1.0, 1e6, 1e9, 3e9, 1e10, 1e20, 1e30, 3e38]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("compiled", [True, False], ids=["jit", "eager"])
 @pytest.mark.parametrize("name", ALL)
 def test_finite_for_logits_of_any_size(name, compiled):
@@ -219,6 +220,7 @@ def test_under_vmap_and_jit(name):
     np.testing.assert_allclose(batched, jnp.stack(one_by_one), rtol=1e-4)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ALL)
 def test_they_train(name):
     """A linear classifier of the digits, better under noise after training than before."""
@@ -248,6 +250,7 @@ def test_they_train(name):
     assert float(accuracy) > 0.65 and jnp.isfinite(params).all()
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "make,word",
     [
@@ -272,6 +275,7 @@ def test_bad_input_is_named(make, word):
         make()
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("name", ALL)
 def test_functions_that_return_no_logits_are_named(name):
     loss = functools.partial(ALL[name], KEY, sigma=0.3, num_noise=3)

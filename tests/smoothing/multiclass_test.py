@@ -11,6 +11,8 @@ from lipjax.smoothing import confidence, gaussian, multiclass
 from lipjax.typing import ABSTAIN
 from tests.smoothing.confidence_test import cases
 
+pytestmark = pytest.mark.every
+
 BUDGETS = ["weighted", "auto", "bonferroni", "partition"]
 
 

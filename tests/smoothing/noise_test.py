@@ -200,6 +200,7 @@ def test_parts_have_noise_of_their_own():
     assert abs(counts[0] / 2000 - p) < 4 * np.sqrt(p * (1 - p) / 2000)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "made,x,word",
     [
@@ -289,6 +290,7 @@ def test_rounded_noise_makes_steps_of_slopes_and_the_law_error_says_by_how_much(
         assert (radii[True] > 0.9 / levels) == (refine == 64)  # a finer grid costs little
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("sigma,levels", [(0.25, 255), (0.5, 16)])
 def test_the_finest_grid_is_the_same_noise(sigma, levels):
     law = IntegerGaussian.finest(sigma, levels)

@@ -39,6 +39,7 @@ def test_votes_have_the_law_of_a_half_space():
     assert abs(float(counts[0]) / 20_000 - p) < 4 * np.sqrt(p * (1 - p) / 20_000)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("batch_size", [slow(1), 7, slow(64), 1000])
 def test_batches_make_no_difference(batch_size):
     expected = sample_counts(jax.random.key(1), line, X, num_samples=100, batch_size=100, **OPTIONS)
@@ -190,6 +191,7 @@ def test_raw_keys_are_those_of_their_words():
         sample_counts(jnp.zeros(4, jnp.uint32), line, X, **options)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("varying", ["key", slow("x"), slow("start"), "weights"])
 def test_inside_of_shard_map(varying):
     """With JAX's check of what varies on, and a loop of several batches."""
@@ -360,6 +362,7 @@ def test_functions_that_see_their_batch_from_some_size_on_are_found(count):
     assert not sampling.depends_on_batch_mates(jax.random.key(1), line, xs)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "change,word",
     [

@@ -9,6 +9,8 @@ from scipy import special, stats
 from lipjax.smoothing import gaussian, sequential
 from lipjax.typing import ABSTAIN
 
+pytestmark = pytest.mark.every
+
 LOOKS = [100 * 2**k for k in range(8)]
 
 

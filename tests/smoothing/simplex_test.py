@@ -50,6 +50,7 @@ def test_entmax_against_bisection():
         np.testing.assert_allclose(p, np.square(np.maximum(row / 2 - tau, 0)), atol=2e-6)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", SOFT)
 @pytest.mark.parametrize("k", [2, slow(5), 30])
 def test_constants_hold_and_are_reached(name, k):

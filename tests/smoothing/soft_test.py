@@ -287,6 +287,7 @@ def test_kl_bounds_solve_their_equation():
         assert stats.binom.pmf(counts, 40, p)[lower > p].sum() <= 0.05
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "change,word",
     [

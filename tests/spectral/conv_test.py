@@ -59,6 +59,7 @@ SHAPES = {  # window and channels, and the image sizes to try
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("padding", ["circular", "zero"])
 @pytest.mark.parametrize(
     "name",
@@ -78,6 +79,7 @@ def test_never_below_the_operator(name, padding):
             assert (bound <= np.asarray(truth) * 1.02).all(), size
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name", ["1d", slow("1d even"), "2d", "2d even", slow("2d tall"), slow("2d 5x5")]
 )
@@ -100,6 +102,7 @@ def test_any_padding_is_tight_on_large_images():
     assert float(conv_gram_iteration(kernel, padding="any", num_iters=6)) <= truth * 1.03
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "shape,strides",
     [
@@ -227,6 +230,7 @@ def test_frequencies_cover_each_opposite_pair_once(grid):
         assert len(kept & {point, opposite}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_iters", [3, "auto"])
 def test_chunks_do_not_change_the_bound(num_iters):
     kernel = gaussian(3, 3, 4, 5)
@@ -239,6 +243,7 @@ def test_chunks_do_not_change_the_bound(num_iters):
         norm(kernel, chunk=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "final",
     [
@@ -283,6 +288,7 @@ def test_gradient_of_the_norm(seeded_key):
         np.testing.assert_allclose(slope, truth, atol=2e-3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("padding,size", [("circular", 6), ("zero", 6), ("any", None)])
 @pytest.mark.parametrize("groups", [1, slow(2)])
 def test_automatic_count_is_sound_and_as_tight_as_asked(padding, size, groups):
@@ -334,6 +340,7 @@ def test_exact_reference(shape, padding):
     np.testing.assert_allclose(exact, truth, rtol=1e-5)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "options,word",
     [
@@ -384,6 +391,7 @@ def many_kernels():
     return np.concatenate(kinds).reshape(-1, 3, 3, c, c).astype(np.float32)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("num_iters", [2, slow(4), 8])
 def test_twenty_thousand_kernels_without_one_below(num_iters):
     kernels = many_kernels()
@@ -427,6 +435,7 @@ def test_negative_control_the_published_iteration_falls_below():
     assert (found < truth).mean() > 0.05
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("padding", ["circular", "zero", "any"])
 def test_float64_kernels_are_bounded_not_their_rounded_copies(padding):
     kernel = np.zeros((3, 3, 1, 1))
@@ -458,6 +467,7 @@ def test_norms_of_the_two_paddings_in_order(name):
         assert norm(5, "zero") > 1.05 * ring[5]
 
 
+@pytest.mark.slow
 def test_inflation_is_the_rounding_that_was_added():
     kernel = jnp.asarray(RNG.normal(size=(3, 3, 8, 6)), jnp.float32)
     for options in (dict(padding="circular", input_size=6), dict(padding="any")):
@@ -481,6 +491,7 @@ def test_automatic_count_looks_beyond_the_frequencies_that_seem_largest():
     assert exact <= float(bound) <= exact * (1 + 2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["circular", "zero", "any", ((0, 2), (1, 0))])
 def test_gradients_of_both_ends_are_finite_at_zero_and_where_only_padding_is_seen(padding):
     size = None if padding == "any" else 4

@@ -94,6 +94,7 @@ def test_automatic_count_stops_where_it_should():
     assert loose > oracles.norm(as32(MATRICES["gaussian"])) * 1.01
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "shape,complex_ones",
     [
@@ -124,6 +125,7 @@ def test_gradient_of_the_norm(seeded_key, shape, complex_ones):
     np.testing.assert_allclose(joined(auto((parts[0], imag))), truth, atol=3e-2)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "final", [pytest.param(f, marks=[pytest.mark.slow] * (f == "frobenius")) for f in FINALS]
 )
@@ -263,6 +265,7 @@ def test_overflow_gives_infinity_not_a_finite_bound():
     assert np.isposinf(gram_iteration(huge))
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "bad,word",
     [
@@ -277,6 +280,7 @@ def test_bad_matrices_are_named(bad, word):
         gram_iteration(bad)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "option,value",
     [
@@ -316,6 +320,7 @@ def test_float64_arrays_are_bounded_not_their_rounded_copies():
     assert (np.asarray(together, float) >= [oracles.norm(m) for m in batch]).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shape", [(6, 4), (8, 8)])
 def test_second_derivative_is_that_of_the_returned_number(shape):
     """With the deflating vector held fixed it would be off by a sixth and more."""
@@ -327,6 +332,7 @@ def test_second_derivative_is_that_of_the_returned_number(shape):
         np.testing.assert_allclose(turned, differences, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("num_iters", [4, 10])
 def test_inflation_is_the_rounding_that_was_added(num_iters):
     """Without it, float32 results of many products land below the norm: it is not for show."""
@@ -341,6 +347,7 @@ def test_inflation_is_the_rounding_that_was_added(num_iters):
     np.testing.assert_allclose(bound[1:] / exact[1:] - 1, part[1:], rtol=0.5, atol=5e-7)
 
 
+@pytest.mark.slow
 def test_inflation_is_at_most_what_the_docstring_says():
     """Also where all singular values are equal, which the bounds with roots would blow up."""
     for complex_ones in (False, True):
@@ -392,6 +399,7 @@ def test_negative_control_sums_that_lose_every_term_but_the_first():
     assert gram_bound(jnp.asarray(column), None, num_iters=1, rounding=False) < exact
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("fn", [gram_iteration, enclosure, inflation])
 @pytest.mark.parametrize("bad", [np.ones(3), np.float64(2.0), [1.0, 2.0], 3.0])
 def test_too_few_axes_are_named_whatever_holds_the_numbers(fn, bad):

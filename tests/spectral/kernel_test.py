@@ -32,6 +32,7 @@ KERNELS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", KERNELS)
 def test_never_below_and_closer_with_more_iterations(name):
     kernel = KERNELS[name].astype(np.float32)
@@ -42,6 +43,7 @@ def test_never_below_and_closer_with_more_iterations(name):
     assert bounds[-1] <= 1.25 * truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_iters", [2, 3])
 def test_both_ways_give_the_same_number(num_iters):
     """In float64, where their rounding terms vanish."""

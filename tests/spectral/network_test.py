@@ -210,6 +210,7 @@ def test_an_activation_of_the_same_name_is_not_taken_for_it():
         np.testing.assert_allclose(found.value, bound, rtol=1e-5)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "fn,word",
     [
@@ -346,7 +347,8 @@ def shake(tree):
     )
 
 
-@pytest.mark.parametrize("blocks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [1, 2])
 def test_resnets_of_nnx_as_they_stand(blocks):
     model = ResNet18(4, nnx.Rngs(0), blocks)
     model.eval()
@@ -389,6 +391,7 @@ class LinenResNet18(linen.Module):
         return linen.Dense(10)(x.mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_resnet18_of_linen_as_it_stands():
     model = LinenResNet18(4)
     x = jnp.asarray(RNG.random((1, 16, 16, 3)), jnp.float32)

@@ -66,6 +66,7 @@ GEOMETRIES = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_enclosure_of_convolutions_holds_the_norm(name):
     shape, options = GEOMETRIES[name]
@@ -88,6 +89,7 @@ def test_enclosure_for_every_size_holds_the_supremum():
     assert float(lower) <= supremum <= float(upper) <= 1.02 * float(lower)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("pads", [((0, 0), (0, 0)), ((0, 2), (1, 0)), ((3, 3), (2, 5))])
 @pytest.mark.parametrize("strides", [1, 2])
 def test_uneven_padding(pads, strides):

@@ -79,6 +79,7 @@ def test_negative_control_a_guess_without_its_proof_falls_below():
     assert below > 0
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "matrix,word",
     [

@@ -45,6 +45,7 @@ def stacked():
     return np.stack(wide + list(gaussian(12, 40, 24)))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("num_iters", [1, 2, 3, 5])
 def test_norm_at_most_one_and_diagonal_dominates(num_iters):
     matrices = stacked()
@@ -278,6 +279,7 @@ def plain_sums(matrix, weights):
     return jnp.einsum("...ab,...b->...a", jnp.abs(gram), weights, precision="highest")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(12, 16), (7, 13), (3, 9, 10)])
 def test_gram_sums_in_blocks_are_those_of_the_whole_matrix(shape, monkeypatch):
     monkeypatch.setattr(_gram_sums, "LARGE", 8)

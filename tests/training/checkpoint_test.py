@@ -121,6 +121,7 @@ def test_arrays_return_to_the_devices_of_the_state(tmp_path):
             np.testing.assert_array_equal(restored, values)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "like, message",
     [

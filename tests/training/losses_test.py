@@ -481,6 +481,7 @@ def test_a_traced_label_out_of_range_of_two_gives_nan():
     assert np.isnan(values).tolist() == [True, False, False, True]
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "logits, label, message",
     [
@@ -530,6 +531,7 @@ def test_options_are_checked():
         margin_loss(jnp.zeros(3), 0, margin=float("nan"))
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "call, message",
     [

@@ -53,6 +53,7 @@ def test_a_torn_last_line_is_left_out(path, torn):
     assert [line["step"] for line in read_json_lines(path)] == [10, 20, 30]
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("damage", ["nonsense", "[1]", '{"loss": 1}', '{"step": "ten"}'])
 def test_damage_elsewhere_is_an_error_that_names_the_line(path, damage):
     path.write_text(f'{{"step": 1}}\n{damage}\n{{"step": 3}}\n')

@@ -35,6 +35,7 @@ def test_optax_takes_it():
     np.testing.assert_allclose(moves, rates, rtol=1e-5)
 
 
+@pytest.mark.every
 @pytest.mark.parametrize("peak, num_steps", [(0.0, 10), (np.inf, 10), (1.0, 0), (1.0, 2.5)])
 def test_errors(peak, num_steps):
     with pytest.raises(ValueError, match="is"):

@@ -231,6 +231,7 @@ def scalar(weights, batch, key):
     return jnp.sum(weights), {}
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "loss, options, message",
     [

@@ -46,6 +46,7 @@ def test_it_learns_and_says_so(tmp_path, reference):
     assert all(line["skipped"] == 0 for line in lines)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("options", [{"chunk": 1}, {"chunk": 64}, {"checkpoint_every": 13}])
 def test_chunks_and_checkpoints_do_not_change_a_bit(tmp_path, reference, options):
     assert outcome(tmp_path, train(tmp_path, num_steps=90, **options)) == reference
@@ -133,6 +134,7 @@ def test_a_run_that_is_never_finite_gives_up(tmp_path):
     assert lines == [{"step": 10, "skipped": 10}, {"step": 20, "skipped": 10}]
 
 
+@pytest.mark.every
 @pytest.mark.parametrize(
     "split, message",
     [
@@ -220,6 +222,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, uninterrupted):
     finish_and_compare(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_terminated_run_saves_where_it_is(tmp_path, uninterrupted):
     child = start(tmp_path, seconds_per_step=0.015)
