@@ -264,6 +264,10 @@ def householder_of(angles: Array) -> Activation:
 
     Args:
         angles: `float[c // 2]` or `float[3, c // 2]`.
+
+    >>> import jax.numpy as jnp
+    >>> householder_of(jnp.full(2, jnp.pi / 2)).fn(jnp.array([5.0, 1.0, 3.0, 2.0])).round(4).tolist()
+    [3.0, 1.0, 5.0, 2.0]
     """
     _checks.ranked((1, 2), "[c // 2] or [3, c // 2]", angles=angles)
     order = jnp.ndim(angles)
@@ -272,7 +276,12 @@ def householder_of(angles: Array) -> Activation:
 
 
 def leaky_relu(alpha: float = 0.1) -> Activation:
-    """ReLU with slope `alpha` in [0, 1] for negative entries."""
+    """ReLU with slope `alpha` in [0, 1] for negative entries.
+
+    >>> import jax.numpy as jnp
+    >>> leaky_relu(0.5).fn(jnp.array([-2.0, 2.0])).tolist()
+    [-1.0, 2.0]
+    """
     _checks.within(0.0, 1.0, alpha=alpha)
     return _leaky_relu_of(float(alpha))
 
@@ -285,14 +294,24 @@ def _leaky_relu_of(alpha: float) -> Activation:
 
 @functools.cache
 def group_sort_of(group_size: int) -> Activation:
-    """`group_sort` with groups of that size, on `float[..., c]`; 1-Lipschitz."""
+    """`group_sort` with groups of that size, on `float[..., c]`; 1-Lipschitz.
+
+    >>> import jax.numpy as jnp
+    >>> group_sort_of(2).fn(jnp.array([3.0, 1.0, 2.0, 4.0])).tolist()
+    [1.0, 3.0, 2.0, 4.0]
+    """
     _checks.integer(1, group_size=group_size)
     sort = functools.partial(group_sort, group_size=group_size)
     return Activation(f"group_sort({group_size})", sort, None)
 
 
 def beta_abs_of(beta: float) -> Activation:
-    """`beta_abs` with that share of the channels, on `float[..., c]`; 1-Lipschitz."""
+    """`beta_abs` with that share of the channels, on `float[..., c]`; 1-Lipschitz.
+
+    >>> import jax.numpy as jnp
+    >>> beta_abs_of(0.5).fn(jnp.array([-1.0, -2.0])).tolist()
+    [1.0, -2.0]
+    """
     _checks.within(0.0, 1.0, beta=beta)
     return _beta_abs_of(float(beta))
 
@@ -403,6 +422,10 @@ def slope_restricted(activation) -> Callable[[Array], Array]:
 
     Raises:
         ValueError: for one that mixes entries or has a negative slope, with the reason.
+
+    >>> import jax.numpy as jnp
+    >>> slope_restricted("relu")(jnp.array([-2.0, 2.0])).tolist()
+    [0.0, 2.0]
     """
     known = resolve(activation)
     if known.slopes is None:
@@ -426,7 +449,12 @@ def slope_restricted(activation) -> Callable[[Array], Array]:
 
 
 def one_lipschitz(activation) -> Callable[[Array], Array]:
-    """The activation as it may stand between layers: divided by its Lipschitz constant if above 1."""
+    """The activation as it may stand between layers: divided by its Lipschitz constant if above 1.
+
+    >>> import jax.numpy as jnp
+    >>> one_lipschitz("abs")(jnp.array([-2.0, 2.0])).tolist()
+    [2.0, 2.0]
+    """
     known = resolve(activation)
     if known.lipschitz > 1:
         return _divided(known, known.lipschitz)

@@ -36,7 +36,12 @@ __all__ = ["Params", "apply_dense", "bound", "constrain_dense", "freeze_dense", 
 
 
 def init_dense(key: Array, in_features: int, out_features: int) -> Params:
-    """An isometry: the identity, or random orthonormal columns or rows for unequal widths."""
+    """An isometry: the identity, or random orthonormal columns or rows for unequal widths.
+
+    >>> import jax
+    >>> init_dense(jax.random.key(0), 4, 3).kernel.shape
+    (4, 3)
+    """
     return isometric(key, in_features, out_features)
 
 

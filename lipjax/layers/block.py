@@ -58,6 +58,10 @@ def init_conv(
     Raises:
         ValueError: for sizes that are none, windows or steps that are not square, a window shorter than
             the step, or a single channel.
+
+    >>> import jax
+    >>> init_conv(jax.random.key(0), 4, 4).factors.shape
+    (2, 2, 4, 2)
     """
     _checks.integer(1, in_features=in_features, out_features=out_features)
     stride = _square(strides=strides)
@@ -141,7 +145,13 @@ def constrain_conv(
 
 
 def linear_conv(weights: Linear | Strided, x: Array, *, padding: str = "zero") -> Array:
-    """The convolution of `float[..., height, width, n]`, without its bias; linear in x."""
+    """The convolution of `float[..., height, width, n]`, without its bias; linear in x.
+
+    >>> import jax, jax.numpy as jnp
+    >>> weights = constrain_conv(init_conv(jax.random.key(0), 2, 2, kernel_size=1))
+    >>> linear_conv(weights, jnp.ones((6, 6, 2))).shape
+    (6, 6, 2)
+    """
     stride, x = stride_of(weights), _checks.array(x=x)
     if padding == "circular" and any(n % stride for n in x.shape[-3:-1]):
         raise ValueError(
@@ -183,6 +193,10 @@ def stride_of(weights: Linear | Strided) -> int:
 
     Raises:
         ValueError: for what is neither.
+
+    >>> import jax
+    >>> stride_of(constrain_conv(init_conv(jax.random.key(0), 2, 4, strides=2)))
+    2
     """
     if isinstance(weights, Strided):
         return weights.steps.shape[0]

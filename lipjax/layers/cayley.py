@@ -51,13 +51,23 @@ class Params(NamedTuple):
 
 
 def init_dense(key: Array, in_features: int, out_features: int) -> Params:
-    """Uniform kernel in `+-1 / sqrt(in_features)`, as published."""
+    """Uniform kernel in `+-1 / sqrt(in_features)`, as published.
+
+    >>> import jax
+    >>> init_dense(jax.random.key(0), 4, 3).kernel.shape
+    (4, 3)
+    """
     _checks.integer(1, in_features=in_features, out_features=out_features)
     return _init(key, (in_features, out_features))
 
 
 def init_conv(key: Array, in_features: int, out_features: int, *, kernel_size=3) -> Params:
-    """Uniform kernel in `+-1 / sqrt(fan_in)`, for images."""
+    """Uniform kernel in `+-1 / sqrt(fan_in)`, for images.
+
+    >>> import jax
+    >>> init_conv(jax.random.key(0), 4, 3).kernel.shape
+    (3, 3, 4, 3)
+    """
     _checks.integer(1, in_features=in_features, out_features=out_features)
     return _init(key, (*_initializers.window(kernel_size, 2), in_features, out_features))
 
@@ -89,7 +99,13 @@ def constrain_conv(params: Params, *, input_size) -> Transfer:
 
 
 def freeze_dense(params: Params) -> Linear:
-    """`constrain_dense` in float64 on the host, rounded: for evaluation."""
+    """`constrain_dense` in float64 on the host, rounded: for evaluation.
+
+    >>> import jax
+    >>> weights = freeze_dense(init_dense(jax.random.key(0), 4, 3))
+    >>> bool(bound(weights).value <= 1 + 1e-6)
+    True
+    """
     return forms.frozen(constrain_dense, params)
 
 
@@ -103,6 +119,10 @@ def bound(weights: Linear | Transfer) -> Bound:
 
     Guarantee: at least the constant of the layer with exactly these floats, of a convolution at the size
     that its frequencies are of; NaN or infinite weights give infinity.
+
+    >>> import jax
+    >>> bound(constrain_dense(init_dense(jax.random.key(0), 4, 3))).kind
+    'upper'
     """
     return (
         _transfer.bound(weights) if isinstance(weights, Transfer) else forms.linear_bound(weights)

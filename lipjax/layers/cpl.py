@@ -52,6 +52,10 @@ def init_dense(key: Array, features: int, hidden: int, *, init: str = "default")
 
     Raises:
         ValueError: for sizes that are none, another `init`, or what is no key.
+
+    >>> import jax
+    >>> init_dense(jax.random.key(0), 4, 3).kernel.shape
+    (4, 3)
     """
     _checks.integer(1, features=features, hidden=hidden)
     return _init(key, (features, hidden), init)
@@ -70,6 +74,10 @@ def init_conv(
 
     Returns:
         `kernel: float[*window, n, m]`, `bias: float[m]`.
+
+    >>> import jax
+    >>> init_conv(jax.random.key(0), 2, 3).kernel.shape
+    (3, 3, 2, 3)
     """
     _checks.integer(1, channels=channels, hidden=hidden)
     window = _initializers.window(kernel_size, dims)
@@ -83,6 +91,10 @@ def constrain_dense(params: Params, *, num_iters: int = 6, gradient: str = "norm
     returned floats. A zero kernel has step 0. NaN in gives NaN out. The gradient is that
     of the norm itself, which costs no further product and has no second derivative (asking for one
     is an error); `gradient="bound"` has, as in `gram_iteration`.
+
+    >>> import jax.numpy as jnp
+    >>> constrain_dense(Params(2 * jnp.eye(3), jnp.zeros(3))).step.round(4).tolist()
+    [0.5, 0.5, 0.5]
     """
     params = _parameters.of_dense(Params, params)
     scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
@@ -102,6 +114,11 @@ def constrain_conv(
 
     `padding="any"` holds for zero and circular padding at every size. For `"zero"` or `"circular"`
     with an `input_size` the norm is a little smaller and valid there alone.
+
+    >>> import jax.numpy as jnp
+    >>> weights = constrain_conv(Params(jnp.full((1, 1, 1, 1), 2.0), jnp.zeros(1)))
+    >>> weights.step.round(4).tolist()
+    [0.5]
     """
     params = _parameters.of_conv(Params, params)
     scale = power_of_two(jnp.max(jnp.abs(params.kernel)))
@@ -130,12 +147,24 @@ def apply_dense(weights: Residual, x: Array, *, activation="relu") -> Array:
 
 
 def apply_conv(weights: Residual, x: Array, *, activation="relu", padding: str = "zero") -> Array:
-    """The layer on `float[..., *spatial, n]`; guarantees as `apply_dense`."""
+    """The layer on `float[..., *spatial, n]`; guarantees as `apply_dense`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> weights = constrain_conv(init_conv(jax.random.key(0), 2, 3))
+    >>> apply_conv(weights, jnp.ones((5, 5, 2))).shape
+    (5, 5, 2)
+    """
     return forms.residual_conv(weights, x, activation=activation, padding=padding)
 
 
 def freeze_dense(params: Params) -> Residual:
-    """`constrain_dense` in float64 on the host with more iterations: for evaluation."""
+    """`constrain_dense` in float64 on the host with more iterations: for evaluation.
+
+    >>> import jax
+    >>> weights = freeze_dense(init_dense(jax.random.key(0), 4, 3))
+    >>> bool(bound(weights).value <= 1 + 1e-6)
+    True
+    """
     return forms.frozen(lambda p: constrain_dense(p, num_iters=10), params)
 
 
@@ -150,6 +179,10 @@ def bound(weights: Residual) -> Bound:
     Guarantee: at least the constant of the layer with exactly these floats, for the activations that
     `apply_dense` and `apply_conv` take and every size and padding; at least 1, and infinity for NaN or
     infinite weights.
+
+    >>> import jax.numpy as jnp
+    >>> bound(constrain_dense(Params(jnp.ones((3, 2)), jnp.zeros(2)))).kind
+    'upper'
     """
     return forms.residual_bound(weights)
 

@@ -45,6 +45,10 @@ class Linear(NamedTuple):
         kernel: `float[n, m]` or `float[*window, n, m]`, of norm at most 1.
         bias: `float[m]`.
         log_q: `float[n]` or `float[m]`, the witness, of the side that was scaled.
+
+    >>> import jax.numpy as jnp
+    >>> Linear(jnp.eye(2), jnp.zeros(2), jnp.zeros(2)).kernel.shape
+    (2, 2)
     """
 
     kernel: Array
@@ -69,12 +73,24 @@ class Residual(NamedTuple):
 
 
 def linear_dense(weights: Linear, x: Array) -> Array:
-    """`x A + b` for `float[..., n]`."""
+    """`x A + b` for `float[..., n]`.
+
+    >>> import jax.numpy as jnp
+    >>> layer = linear(jnp.array([[1.0], [2.0]]), jnp.array([0.5]))
+    >>> linear_dense(layer, jnp.array([1.0, 1.0])).tolist()
+    [3.5]
+    """
     return add_bias(product_dense(weights, x), weights.bias)
 
 
 def product_dense(weights: Linear, x: Array) -> Array:
-    """`x A` for `float[..., n]`."""
+    """`x A` for `float[..., n]`.
+
+    >>> import jax.numpy as jnp
+    >>> layer = linear(jnp.array([[1.0], [2.0]]), jnp.array([0.5]))
+    >>> product_dense(layer, jnp.array([1.0, 1.0])).tolist()
+    [3.0]
+    """
     check_made(weights, Linear)
     x = _checks.array(x=x)
     _check_width(weights.kernel, x)
@@ -82,25 +98,49 @@ def product_dense(weights: Linear, x: Array) -> Array:
 
 
 def affine(weights, x: Array) -> Array:
-    """`x kernel + bias` for `float[..., n]`, whatever the norm of the kernel."""
+    """`x kernel + bias` for `float[..., n]`, whatever the norm of the kernel.
+
+    >>> import jax.numpy as jnp
+    >>> layer = linear(jnp.array([[1.0], [2.0]]), jnp.array([0.5]))
+    >>> affine(layer, jnp.array([1.0, 1.0])).tolist()
+    [3.5]
+    """
     x = _checks.array(x=x)
     _check_width(weights.kernel, x)
     return add_bias(x @ weights.kernel, weights.bias)
 
 
 def linear_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) -> Array:
-    """`A * x + b` for `float[..., *spatial, n]`."""
+    """`A * x + b` for `float[..., *spatial, n]`.
+
+    >>> import jax.numpy as jnp
+    >>> layer = linear(jnp.ones((3, 3, 1, 1)), jnp.ones(1))
+    >>> linear_conv(layer, jnp.ones((3, 3, 1)))[1, 1].tolist()
+    [10.0]
+    """
     return add_bias(product_conv(weights, x, padding=padding, strides=strides), weights.bias)
 
 
 def product_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) -> Array:
-    """`A * x` for `float[..., *spatial, n]`."""
+    """`A * x` for `float[..., *spatial, n]`.
+
+    >>> import jax.numpy as jnp
+    >>> layer = linear(jnp.ones((3, 3, 1, 1)), jnp.ones(1))
+    >>> product_conv(layer, jnp.ones((3, 3, 1)))[1, 1].tolist()
+    [9.0]
+    """
     check_made(weights, Linear)
     return convolve(_checks.array(x=x), weights.kernel, padding=padding, strides=strides)
 
 
 def residual_dense(weights: Residual, x: Array, *, activation="relu") -> Array:
-    """`x - s(x W + b) 2 T^-1 W^T` for `float[..., n]`."""
+    """`x - s(x W + b) 2 T^-1 W^T` for `float[..., n]`.
+
+    >>> import jax.numpy as jnp
+    >>> layer = Residual(jnp.eye(2), jnp.zeros(2), jnp.ones(2), jnp.zeros(2))
+    >>> residual_dense(layer, jnp.array([1.0, -3.0])).tolist()
+    [0.0, -3.0]
+    """
     check_made(weights, Residual)
     s, x = activations.slope_restricted(activation), _checks.array(x=x)
     _check_width(weights.kernel, x)
@@ -111,7 +151,13 @@ def residual_dense(weights: Residual, x: Array, *, activation="relu") -> Array:
 def residual_conv(
     weights: Residual, x: Array, *, activation="relu", padding: str = "zero"
 ) -> Array:
-    """The residual form with a padded convolution and its exact adjoint."""
+    """The residual form with a padded convolution and its exact adjoint.
+
+    >>> import jax.numpy as jnp
+    >>> layer = Residual(jnp.ones((1, 1, 1, 1)), jnp.zeros(1), jnp.ones(1), jnp.zeros(1))
+    >>> residual_conv(layer, jnp.ones((2, 2, 1))).ravel().tolist()
+    [0.0, 0.0, 0.0, 0.0]
+    """
     check_made(weights, Residual)
     s, x = activations.slope_restricted(activation), _checks.array(x=x)
     hidden = s(add_bias(convolve(x, weights.kernel, padding=padding), weights.bias))
@@ -120,7 +166,12 @@ def residual_conv(
 
 
 def linear(kernel: Array, bias: Array) -> Linear:
-    """Weights of the linear form for a kernel of norm at most 1 that has no witness of its own."""
+    """Weights of the linear form for a kernel of norm at most 1 that has no witness of its own.
+
+    >>> import jax.numpy as jnp
+    >>> linear(jnp.eye(2), jnp.zeros(2)).log_q.tolist()
+    [0.0, 0.0]
+    """
     dtype = jax.dtypes.canonicalize_dtype(kernel.dtype)
     return Linear(kernel, bias, jnp.zeros(min(kernel.shape[-2:]), dtype))
 
@@ -183,6 +234,10 @@ def residual_of_bound(contraction: Bound) -> Bound:
     """Bound on `residual_of`, from that of its linear map: 1 up to norm 1, else `2 norm^2 - 1`.
 
     Guarantee: upper for an upper bound of the map; of other bounds an estimate.
+
+    >>> from lipjax.typing import Bound
+    >>> residual_of_bound(Bound(0.5, "upper")).value
+    1.0
     """
     norm = at_least(float(contraction.value))
     kind = "upper" if contraction.proves_upper else "estimate"
@@ -219,6 +274,10 @@ def linear_bound(weights: Linear) -> Bound:
     In float64 on the host: the smaller of the weighted row sums of the Gram matrix with the witness
     and a proof of the norm itself, by a factorization or Gram iteration; of kernels of more than 2^20
     numbers (2^16 of a convolution) that is left out where the row sums prove a norm of 1.
+
+    >>> import jax.numpy as jnp
+    >>> linear_bound(linear(0.5 * jnp.eye(2), jnp.zeros(2))).kind
+    'upper'
     """
     check_made(weights, Linear)
     squared = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, None)
@@ -233,6 +292,11 @@ def residual_bound(weights: Residual) -> Bound:
 
     If `T` dominates `W^T W` up to a factor r, the form is r times a 1-Lipschitz one minus
     `(r - 1) x`, so the constant is at most `max(1, 2 r - 1)`.
+
+    >>> import jax.numpy as jnp
+    >>> layer = Residual(jnp.eye(2), jnp.zeros(2), jnp.ones(2), jnp.zeros(2))
+    >>> round(float(residual_bound(layer).value), 6)
+    1.0
     """
     check_made(weights, Residual)
     ratio = _numerics.on_host_float64(_squared_norm, weights.kernel, weights.log_q, weights.step)
@@ -259,7 +323,12 @@ def witness(kernel: Array, diagonal, side: str = "auto") -> Array:
 
 
 def representable(step: Array) -> Array:
-    """A step without infinities and subnormal numbers; a shorter step is always sound."""
+    """A step without infinities and subnormal numbers; a shorter step is always sound.
+
+    >>> import jax.numpy as jnp
+    >>> representable(jnp.float32(0.5)).item()
+    0.5
+    """
     limits = jnp.finfo(step.dtype)
     return jnp.where(jnp.abs(step) < limits.tiny, 0, jnp.minimum(step, limits.max))
 

@@ -44,7 +44,12 @@ class Head(NamedTuple):
 
 
 def init_dense(key: Array, in_features: int, num_classes: int) -> Params:
-    """Uniform kernel and bias in `+-1 / sqrt(in_features)`."""
+    """Uniform kernel and bias in `+-1 / sqrt(in_features)`.
+
+    >>> import jax
+    >>> init_dense(jax.random.key(0), 4, 3).kernel.shape
+    (4, 3)
+    """
     _checks.integer(1, in_features=in_features, num_classes=num_classes)
     _checks.one_key(key=key)
     kernel_key, bias_key = jax.random.split(key)
@@ -56,7 +61,13 @@ def init_dense(key: Array, in_features: int, num_classes: int) -> Params:
 
 
 def constrain_dense(params: Params) -> Head:
-    """The weights: columns divided by their norms, up to rounding; zero columns stay zero."""
+    """The weights: columns divided by their norms, up to rounding; zero columns stay zero.
+
+    >>> import jax
+    >>> weights = constrain_dense(init_dense(jax.random.key(0), 4, 3))
+    >>> bool(abs((weights.kernel**2).sum(0) - 1).max() < 1e-5)
+    True
+    """
     params = _parameters.of_dense(Params, params)
     largest = jnp.max(jnp.abs(params.kernel), axis=0, keepdims=True)
     kernel = params.kernel / jnp.broadcast_to(power_of_two(largest), params.kernel.shape)
@@ -77,7 +88,13 @@ def apply_dense(weights: Head, x: Array) -> Array:
 
 
 def freeze_dense(params: Params) -> Head:
-    """`constrain_dense` in float64 on the host, rounded: for evaluation."""
+    """`constrain_dense` in float64 on the host, rounded: for evaluation.
+
+    >>> import jax
+    >>> weights = freeze_dense(init_dense(jax.random.key(0), 4, 3))
+    >>> bool(1 <= bound(weights).value <= 3**0.5 + 1e-6)
+    True
+    """
     return forms.frozen(constrain_dense, params)
 
 
@@ -88,6 +105,10 @@ def bound(weights: Head) -> Bound:
     infinite weights give infinity, zeros zero.
 
     Between 1 and the square root of the number of classes for columns of norm 1.
+
+    >>> import jax.numpy as jnp
+    >>> bound(constrain_dense(Params(jnp.eye(4, 3), jnp.zeros(3)))).kind
+    'upper'
     """
     forms.check_made(weights, Head)
     return forms.upper_bound(weights, proved_norm(weights.kernel))

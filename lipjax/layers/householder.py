@@ -43,7 +43,12 @@ class Params(NamedTuple):
 def init_dense(
     key: Array, in_features: int, out_features: int, *, num_reflections: int | None = None
 ) -> Params:
-    """Random reflections, `max(in_features, out_features)` of them unless said otherwise."""
+    """Random reflections, `max(in_features, out_features)` of them unless said otherwise.
+
+    >>> import jax
+    >>> init_dense(jax.random.key(0), 4, 3).kernel.shape
+    (4, 4)
+    """
     _checks.integer(1, in_features=in_features, out_features=out_features)
     _checks.one_key(key=key)
     size = max(in_features, out_features)

@@ -127,6 +127,12 @@ def of_conv(
 
     Raises:
         ValueError: for weights of other kinds, of a dense layer, or strides where there are none.
+
+    >>> import jax.numpy as jnp
+    >>> from lipjax.layers import forms
+    >>> layer = forms.linear(jnp.full((1, 1, 1, 1), 0.5), jnp.zeros(1))
+    >>> residual(*of_conv(layer, 2)).diagonal().tolist()
+    [0.75, 0.75, 0.75, 0.75]
     """
     if not isinstance(weights, KINDS):
         raise unknown(weights)

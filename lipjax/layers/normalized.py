@@ -32,14 +32,24 @@ __all__ = [
 
 
 def init_dense(key: Array, in_features: int, out_features: int) -> Params:
-    """An isometry: the identity, or random orthonormal columns or rows for unequal widths."""
+    """An isometry: the identity, or random orthonormal columns or rows for unequal widths.
+
+    >>> import jax
+    >>> init_dense(jax.random.key(0), 4, 3).kernel.shape
+    (4, 3)
+    """
     return isometric(key, in_features, out_features)
 
 
 def init_conv(
     key: Array, in_features: int, out_features: int, *, kernel_size=3, dims: int = 2
 ) -> Params:
-    """As `init_dense`, at the central tap, for `dims` spatial axes."""
+    """As `init_dense`, at the central tap, for `dims` spatial axes.
+
+    >>> import jax
+    >>> init_conv(jax.random.key(0), 4, 3).kernel.shape
+    (3, 3, 4, 3)
+    """
     return isometric(key, in_features, out_features, _initializers.window(kernel_size, dims))
 
 
@@ -84,7 +94,13 @@ def constrain_conv(
     num_iters: int = 4,
     gradient: str = "norm",
 ) -> Linear:
-    """As `constrain_dense`; the default bound holds for zero and circular padding and every size."""
+    """As `constrain_dense`; the default bound holds for zero and circular padding and every size.
+
+    >>> import jax.numpy as jnp
+    >>> weights = constrain_conv(Params(jnp.full((1, 1, 1, 1), 4.0), jnp.zeros(1)))
+    >>> weights.kernel.round(4).item()
+    1.0
+    """
     params = _parameters.of_conv(Params, params)
     norm = norm or functools.partial(
         conv_gram_iteration, padding="any", num_iters=num_iters, gradient=gradient
@@ -93,12 +109,24 @@ def constrain_conv(
 
 
 def freeze_dense(params: Params) -> Linear:
-    """The kernel over a bound of its norm in float64 on the host, rounded: for evaluation."""
+    """The kernel over a bound of its norm in float64 on the host, rounded: for evaluation.
+
+    >>> import jax
+    >>> weights = freeze_dense(init_dense(jax.random.key(0), 4, 3))
+    >>> bool(bound(weights).value <= 1 + 1e-6)
+    True
+    """
     return forms.frozen(functools.partial(constrain_dense, num_iters=12), params)
 
 
 def freeze_conv(params: Params) -> Linear:
-    """As `freeze_dense`, for zero and circular padding and every size."""
+    """As `freeze_dense`, for zero and circular padding and every size.
+
+    >>> import jax
+    >>> weights = freeze_conv(init_conv(jax.random.key(0), 2, 3))
+    >>> bool(bound(weights).value <= 1 + 1e-6)
+    True
+    """
     return forms.frozen(functools.partial(constrain_conv, num_iters=10), params)
 
 

@@ -65,7 +65,12 @@ def center(x: Array) -> Array:
 
 
 def l2_pool(x: Array, window: int) -> Array:
-    """Euclidean norm over windows, with derivative 0 where a window is 0; 1-Lipschitz."""
+    """Euclidean norm over windows, with derivative 0 where a window is 0; 1-Lipschitz.
+
+    >>> import jax.numpy as jnp
+    >>> l2_pool(jnp.ones((2, 2, 1)), 2).item()
+    2.0
+    """
     return safe_norm(_blocks(_floating(x), window), axis=(-4, -2))
 
 
@@ -74,6 +79,10 @@ def max_pool(x: Array, window: int) -> Array:
 
     Overlapping windows would count one entry several times and expand by up to the square root of
     that number, so there is no stride to choose.
+
+    >>> import jax.numpy as jnp
+    >>> max_pool(jnp.array([[[1.0], [4.0]], [[2.0], [3.0]]]), 2).item()
+    4.0
     """
     return _blocks(x, window).max((-4, -2))
 
@@ -156,7 +165,12 @@ def repeat_channels(x: Array, repeats: int) -> Array:
 
 
 def pad_channels(x: Array, channels: int) -> Array:
-    """Appends channels of zeros up to `channels`; an isometry. Works on `float[..., c]`."""
+    """Appends channels of zeros up to `channels`; an isometry. Works on `float[..., c]`.
+
+    >>> import jax.numpy as jnp
+    >>> pad_channels(jnp.ones(2), 3).tolist()
+    [1.0, 1.0, 0.0]
+    """
     _checks.integer(1, channels=channels)
     x = _channels(x)
     if channels < x.shape[-1]:
@@ -167,7 +181,12 @@ def pad_channels(x: Array, channels: int) -> Array:
 
 
 def first_channels(x: Array, channels: int) -> Array:
-    """Keeps the first `channels` channels; a projection. Works on `float[..., c]`."""
+    """Keeps the first `channels` channels; a projection. Works on `float[..., c]`.
+
+    >>> import jax.numpy as jnp
+    >>> first_channels(jnp.array([1.0, 2.0, 3.0]), 2).tolist()
+    [1.0, 2.0]
+    """
     _checks.integer(1, channels=channels)
     x = _channels(x)
     if channels > x.shape[-1]:

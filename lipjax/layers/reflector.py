@@ -45,6 +45,10 @@ def init_dense(key: Array, features: int, *, rank: int | None = None, depth: int
         rank: Dimension of the reflected subspace, below `features`; half of it by default. (With
             rank equal to `features` the layer is minus the identity.)
         depth: Number of such layers in the network.
+
+    >>> import jax
+    >>> init_dense(jax.random.key(0), 4).kernel.shape
+    (4, 2)
     """
     return _init(key, features, rank, depth, ())
 
@@ -52,7 +56,12 @@ def init_dense(key: Array, features: int, *, rank: int | None = None, depth: int
 def init_conv(
     key: Array, channels: int, *, rank: int | None = None, kernel_size=3, depth: int = 1
 ) -> Params:
-    """As `init_dense` at the central tap, with noise at all taps."""
+    """As `init_dense` at the central tap, with noise at all taps.
+
+    >>> import jax
+    >>> init_conv(jax.random.key(0), 4).kernel.shape
+    (3, 3, 4, 2)
+    """
     return _init(key, channels, rank, depth, _initializers.window(kernel_size, 2))
 
 
@@ -76,6 +85,10 @@ def constrain_conv(params: Params, *, input_size) -> Transfer:
     """The weights of the convolution for images of that size, one integer or (height, width).
 
     Guarantee: circular convolution of norm at most 1 up to rounding, as `constrain_dense`.
+
+    >>> import jax
+    >>> constrain_conv(init_conv(jax.random.key(0), 2), input_size=4).kernel.shape
+    (4, 3, 2, 2)
     """
     params = _parameters.of_conv(Params, params, 4, outputs=-2)
     symbol = _transfer.symbol(leading_one(params.kernel), input_size)
@@ -97,6 +110,10 @@ def bound(weights: Linear | Transfer) -> Bound:
 
     Guarantee: at least the constant of the layer with exactly these floats, of a convolution at the size
     that its frequencies are of; NaN or infinite weights give infinity.
+
+    >>> import jax
+    >>> bound(constrain_dense(init_dense(jax.random.key(0), 4))).kind
+    'upper'
     """
     return (
         _transfer.bound(weights) if isinstance(weights, Transfer) else forms.linear_bound(weights)

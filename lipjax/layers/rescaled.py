@@ -46,6 +46,10 @@ def init_dense(key: Array, in_features: int, out_features: int, *, side: str = "
     """An isometry: the identity, or random orthonormal columns or rows for unequal widths.
 
     `side` is that of `constrain_dense`: it has one weight `log_q` per channel.
+
+    >>> import jax
+    >>> init_dense(jax.random.key(0), 4, 3).kernel.shape
+    (4, 3)
     """
     _checks.integer(1, in_features=in_features, out_features=out_features)
     return _init(key, (in_features, out_features), side)
@@ -60,7 +64,12 @@ def init_conv(
     dims: int = 2,
     side: str = "auto",
 ) -> Params:
-    """As `init_dense`, at the central tap, for `dims` spatial axes."""
+    """As `init_dense`, at the central tap, for `dims` spatial axes.
+
+    >>> import jax
+    >>> init_conv(jax.random.key(0), 4, 3).kernel.shape
+    (3, 3, 4, 3)
+    """
     _checks.integer(1, in_features=in_features, out_features=out_features)
     window = _initializers.window(kernel_size, dims)
     return _init(key, (*window, in_features, out_features), side)
@@ -73,6 +82,10 @@ def constrain_dense(
 
     Guarantee: the kernel returned has norm at most 1 in exact arithmetic. Zero columns stay zero,
     with finite gradients. NaN in gives NaN out.
+
+    >>> import jax
+    >>> constrain_dense(init_dense(jax.random.key(0), 4, 3)).kernel.shape
+    (4, 3)
     """
     params = _parameters.of_dense(Params, params)
     return _constrain(rescale, dominating_diagonal, params, num_iters, tighten, side)
@@ -98,14 +111,26 @@ def apply_dense(weights: Linear, x: Array) -> Array:
 
 
 def apply_conv(weights: Linear, x: Array, *, padding: str = "zero", strides=1) -> Array:
-    """The layer on `float[..., *spatial, n]`, 1-Lipschitz up to the rounding of the evaluation."""
+    """The layer on `float[..., *spatial, n]`, 1-Lipschitz up to the rounding of the evaluation.
+
+    >>> import jax, jax.numpy as jnp
+    >>> weights = constrain_conv(init_conv(jax.random.key(0), 2, 3))
+    >>> apply_conv(weights, jnp.ones((5, 5, 2))).shape
+    (5, 5, 3)
+    """
     return forms.linear_conv(weights, x, padding=padding, strides=strides)
 
 
 def freeze_dense(
     params: Params, *, num_iters: int = 3, tighten: bool = False, side: str = "auto"
 ) -> Linear:
-    """`constrain_dense` in float64 on the host, rounded: for evaluation."""
+    """`constrain_dense` in float64 on the host, rounded: for evaluation.
+
+    >>> import jax
+    >>> weights = freeze_dense(init_dense(jax.random.key(0), 4, 3))
+    >>> bool(bound(weights).value <= 1 + 1e-6)
+    True
+    """
     options = dict(num_iters=num_iters, tighten=tighten, side=side)
     return forms.frozen(functools.partial(constrain_dense, **options), params)
 
@@ -113,7 +138,13 @@ def freeze_dense(
 def freeze_conv(
     params: Params, *, num_iters: int = 2, tighten: bool = False, side: str = "auto"
 ) -> Linear:
-    """`constrain_conv` in float64 on the host, rounded: for evaluation."""
+    """`constrain_conv` in float64 on the host, rounded: for evaluation.
+
+    >>> import jax
+    >>> weights = freeze_conv(init_conv(jax.random.key(0), 2, 3))
+    >>> bool(bound(weights).value <= 1 + 1e-6)
+    True
+    """
     options = dict(num_iters=num_iters, tighten=tighten, side=side)
     return forms.frozen(functools.partial(constrain_conv, **options), params)
 
@@ -126,6 +157,10 @@ def bound(weights: Linear) -> Bound:
 
     With weights `log_q` that differ and more than one iteration it may be up to 1.01 where the constant
     is 1.
+
+    >>> import jax
+    >>> bound(constrain_dense(init_dense(jax.random.key(0), 4, 3))).kind
+    'upper'
     """
     return forms.linear_bound(weights)
 

@@ -60,13 +60,23 @@ class Sandwich(NamedTuple):
 
 
 def init_dense(key: Array, in_features: int, out_features: int) -> Params:
-    """Xavier normal kernel, Psi = I and no bias."""
+    """Xavier normal kernel, Psi = I and no bias.
+
+    >>> import jax
+    >>> init_dense(jax.random.key(0), 4, 3).kernel.shape
+    (7, 3)
+    """
     _checks.integer(1, in_features=in_features, out_features=out_features)
     return _init(key, (in_features + out_features, out_features))
 
 
 def init_conv(key: Array, in_features: int, out_features: int, *, kernel_size=3) -> Params:
-    """As `init_dense`, for images."""
+    """As `init_dense`, for images.
+
+    >>> import jax
+    >>> init_conv(jax.random.key(0), 4, 3).kernel.shape
+    (3, 3, 7, 3)
+    """
     _checks.integer(1, in_features=in_features, out_features=out_features)
     window = _initializers.window(kernel_size, 2)
     return _init(key, (*window, in_features + out_features, out_features))
@@ -77,6 +87,11 @@ def constrain_dense(params: Params) -> Sandwich:
 
     Guarantee: `A A^T + B B^T = I` up to rounding, about 1e-6; `bound` proves what these floats have.
     Finite gradients everywhere. NaN in gives NaN out.
+
+    >>> import jax
+    >>> a, b = halves(constrain_dense(init_dense(jax.random.key(0), 4, 3)))
+    >>> a.shape, b.shape
+    ((3, 3), (4, 3))
     """
     params = _parameters.of_dense(Params, params)
     weights = cayley.constrain_dense(cayley.Params(params.kernel, params.bias, params.scale))
@@ -84,7 +99,12 @@ def constrain_dense(params: Params) -> Sandwich:
 
 
 def constrain_conv(params: Params, *, input_size) -> Sandwich:
-    """As `constrain_dense`, for images of that size, one integer or (height, width)."""
+    """As `constrain_dense`, for images of that size, one integer or (height, width).
+
+    >>> import jax
+    >>> constrain_conv(init_conv(jax.random.key(0), 2, 2), input_size=4).kernel.shape
+    (4, 3, 4, 2)
+    """
     params = _parameters.of_conv(Params, params, 4)
     weights = cayley.constrain_conv(
         cayley.Params(params.kernel, params.bias, params.scale), input_size=input_size
@@ -164,6 +184,11 @@ def output_dense(weights: Sandwich, x: Array) -> Array:
     """The layer without its activation, `B x + b`: the last one of a network, for signed outputs.
 
     Guarantee: 1-Lipschitz as `apply_dense`; `output_bound` proves what these floats have.
+
+    >>> import jax, jax.numpy as jnp
+    >>> weights = constrain_dense(init_dense(jax.random.key(0), 4, 3))
+    >>> output_dense(weights, jnp.ones(4)).shape
+    (3,)
     """
     forms.check_made(weights, Sandwich)
     _, lower = halves(weights)
@@ -173,7 +198,13 @@ def output_dense(weights: Sandwich, x: Array) -> Array:
 
 
 def freeze_dense(params: Params) -> Sandwich:
-    """`constrain_dense` in float64 on the host, rounded: for evaluation."""
+    """`constrain_dense` in float64 on the host, rounded: for evaluation.
+
+    >>> import jax
+    >>> weights = freeze_dense(init_dense(jax.random.key(0), 4, 3))
+    >>> bool(bound(weights).value <= 1 + 1e-6)
+    True
+    """
     return forms.frozen(constrain_dense, params)
 
 
@@ -191,6 +222,10 @@ def bound(weights: Sandwich) -> Bound:
 
     Guarantee: at least the constant of the layer with exactly these floats and an activation that it
     takes; NaN or infinite weights give infinity.
+
+    >>> import jax
+    >>> bound(constrain_dense(init_dense(jax.random.key(0), 4, 3))).kind
+    'upper'
     """
     forms.check_made(weights, Sandwich)
     norm = _transfer.norm_bound(weights.kernel)
@@ -216,7 +251,12 @@ def output_bound(weights: Sandwich) -> Bound:
 
 
 def halves(weights: Sandwich) -> tuple[Array, Array]:
-    """`A^T` and `B^T` (for a convolution the conjugate transposes, at each frequency)."""
+    """`A^T` and `B^T` (for a convolution the conjugate transposes, at each frequency).
+
+    >>> import jax
+    >>> [part.shape for part in halves(constrain_dense(init_dense(jax.random.key(0), 4, 3)))]
+    [(3, 3), (4, 3)]
+    """
     outputs = weights.kernel.shape[-1]
     return weights.kernel[..., :outputs, :], weights.kernel[..., outputs:, :]
 
@@ -229,7 +269,12 @@ def _inside(weights, product, activation):
 
 
 def psi(weights: Sandwich) -> Array:
-    """The diagonal of Psi, `float[m]`."""
+    """The diagonal of Psi, `float[m]`.
+
+    >>> import jax
+    >>> psi(constrain_dense(init_dense(jax.random.key(0), 4, 3))).shape
+    (3,)
+    """
     return jnp.exp(jnp.clip(weights.log_psi, -LARGEST_LOG_PSI, LARGEST_LOG_PSI))
 
 

@@ -58,7 +58,12 @@ class Skew(NamedTuple):
 
 
 def init_dense(key: Array, in_features: int, out_features: int) -> Params:
-    """Normal kernel with variance `1 / max(in_features, out_features)`."""
+    """Normal kernel with variance `1 / max(in_features, out_features)`.
+
+    >>> import jax
+    >>> init_dense(jax.random.key(0), 4, 3).kernel.shape
+    (4, 3)
+    """
     _checks.integer(1, in_features=in_features, out_features=out_features)
     _checks.one_key(key=key)
     scale = max(in_features, out_features) ** -0.5
@@ -69,7 +74,12 @@ def init_dense(key: Array, in_features: int, out_features: int) -> Params:
 def init_conv(
     key: Array, in_features: int, out_features: int, *, kernel_size=3, dims: int = 2
 ) -> Params:
-    """Xavier normal kernel; windows are odd, since others have no skew part about a centre."""
+    """Xavier normal kernel; windows are odd, since others have no skew part about a centre.
+
+    >>> import jax
+    >>> init_conv(jax.random.key(0), 2, 2).kernel.shape
+    (3, 3, 2, 2)
+    """
     _checks.integer(1, in_features=in_features, out_features=out_features)
     window = _initializers.window(kernel_size, dims)
     _check_odd(window, f"kernel_size is {kernel_size}")
@@ -112,6 +122,10 @@ def constrain_conv(params: Params, *, num_iters: int = 4, gradient: str = "norm"
     Guarantee: with `apply_conv` of an order of 0 or 3 modulo 4, norm at most 1, for zero and
     circular padding and every size. A zero kernel gives the identity. NaN in gives NaN out.
     `gradient` as in `constrain_dense`.
+
+    >>> import jax
+    >>> constrain_conv(init_conv(jax.random.key(0), 2, 2)).kernel.shape
+    (3, 3, 2, 2)
     """
     params = _parameters.of_conv(Params, params)
     kernel = leading_one(params.kernel)
@@ -120,7 +134,13 @@ def constrain_conv(params: Params, *, num_iters: int = 4, gradient: str = "norm"
 
 
 def linear_conv(weights: Skew, x: Array, *, order: int = ORDER, padding: str = "zero") -> Array:
-    """The convolution of `float[..., *spatial, n]`, without its bias; linear in x."""
+    """The convolution of `float[..., *spatial, n]`, without its bias; linear in x.
+
+    >>> import jax, jax.numpy as jnp
+    >>> weights = constrain_conv(init_conv(jax.random.key(0), 2, 2))
+    >>> linear_conv(weights, jnp.ones((5, 5, 2))).shape
+    (5, 5, 2)
+    """
     forms.check_made(weights, Skew)
     _checks.integer(1, order=order)
     x = _checks.array(x=x)
@@ -143,12 +163,23 @@ def apply_conv(weights: Skew, x: Array, *, order: int = ORDER, padding: str = "z
 
     Guarantee: 1-Lipschitz for orders of 0 or 3 modulo 4, up to the rounding of the evaluation.
     `bound` says what other orders have.
+
+    >>> import jax, jax.numpy as jnp
+    >>> weights = constrain_conv(init_conv(jax.random.key(0), 2, 2))
+    >>> apply_conv(weights, jnp.ones((5, 5, 2))).shape
+    (5, 5, 2)
     """
     return add_bias(linear_conv(weights, x, order=order, padding=padding), weights.bias)
 
 
 def freeze_dense(params: Params) -> Linear:
-    """`constrain_dense` in float64 on the host, rounded: for evaluation."""
+    """`constrain_dense` in float64 on the host, rounded: for evaluation.
+
+    >>> import jax
+    >>> weights = freeze_dense(init_dense(jax.random.key(0), 4, 3))
+    >>> bool(bound(weights).value <= 1 + 1e-6)
+    True
+    """
     return forms.frozen(constrain_dense, params)
 
 

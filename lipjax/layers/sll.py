@@ -51,6 +51,10 @@ def init_dense(key: Array, features: int, hidden: int, *, init: str = "default")
 
     Raises:
         ValueError: for sizes that are none, another `init`, or what is no key.
+
+    >>> import jax
+    >>> init_dense(jax.random.key(0), 4, 8).kernel.shape
+    (4, 8)
     """
     _checks.integer(1, features=features, hidden=hidden)
     return _init(key, (features, hidden), init)
@@ -69,6 +73,10 @@ def init_conv(
 
     Returns:
         `kernel: float[*window, n, m]`, `bias: float[m]`, `log_q: float[m]`.
+
+    >>> import jax
+    >>> init_conv(jax.random.key(0), 2, 3).kernel.shape
+    (3, 3, 2, 3)
     """
     window = _initializers.window(kernel_size, dims)
     _checks.integer(1, channels=channels, hidden=hidden)
@@ -81,12 +89,22 @@ def constrain_dense(params: Params) -> Residual:
     Guarantee: `diag(2 / step)` dominates `W^T W` in exact arithmetic for the returned floats, so
     that `apply_dense` is 1-Lipschitz. A column of zeros has step 0: its unit is switched off, with
     finite gradients. NaN in gives NaN out.
+
+    >>> import jax, jax.numpy as jnp
+    >>> params = Params(2 * jnp.eye(3), jnp.zeros(3), jnp.zeros(3))
+    >>> constrain_dense(params).step.round(4).tolist()
+    [0.5, 0.5, 0.5]
     """
     return _constrain(_parameters.of_dense(Params, params), dominating_diagonal)
 
 
 def constrain_conv(params: Params) -> Residual:
-    """As `constrain_dense`, for zero and circular padding and every input size."""
+    """As `constrain_dense`, for zero and circular padding and every input size.
+
+    >>> import jax
+    >>> constrain_conv(init_conv(jax.random.key(0), 2, 3)).step.shape
+    (3,)
+    """
     return _constrain(_parameters.of_conv(Params, params), conv_dominating_diagonal)
 
 
@@ -105,17 +123,35 @@ def apply_dense(weights: Residual, x: Array, *, activation="relu") -> Array:
 
 
 def apply_conv(weights: Residual, x: Array, *, activation="relu", padding: str = "zero") -> Array:
-    """The layer on `float[..., *spatial, n]`; guarantees as `apply_dense`."""
+    """The layer on `float[..., *spatial, n]`; guarantees as `apply_dense`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> weights = constrain_conv(init_conv(jax.random.key(0), 2, 3))
+    >>> apply_conv(weights, jnp.ones((5, 5, 2))).shape
+    (5, 5, 2)
+    """
     return forms.residual_conv(weights, x, activation=activation, padding=padding)
 
 
 def freeze_dense(params: Params) -> Residual:
-    """`constrain_dense` in float64 on the host, rounded to the sound side: for evaluation."""
+    """`constrain_dense` in float64 on the host, rounded to the sound side: for evaluation.
+
+    >>> import jax
+    >>> weights = freeze_dense(init_dense(jax.random.key(0), 4, 8))
+    >>> bool(bound(weights).value <= 1 + 1e-6)
+    True
+    """
     return forms.frozen(constrain_dense, params)
 
 
 def freeze_conv(params: Params) -> Residual:
-    """`constrain_conv` in float64 on the host, rounded to the sound side: for evaluation."""
+    """`constrain_conv` in float64 on the host, rounded to the sound side: for evaluation.
+
+    >>> import jax
+    >>> weights = freeze_conv(init_conv(jax.random.key(0), 2, 3))
+    >>> bool(bound(weights).value <= 1 + 1e-6)
+    True
+    """
     return forms.frozen(constrain_conv, params)
 
 
@@ -125,6 +161,10 @@ def bound(weights: Residual) -> Bound:
     Guarantee: at least the constant of the layer with exactly these floats, for the activations that
     `apply_dense` and `apply_conv` take and every size and padding; at least 1, and infinity for NaN or
     infinite weights.
+
+    >>> import jax
+    >>> bound(constrain_dense(init_dense(jax.random.key(0), 4, 8))).kind
+    'upper'
     """
     return forms.residual_bound(weights)
 

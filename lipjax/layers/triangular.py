@@ -38,7 +38,12 @@ EPS = 1e-3
 
 
 def init_dense(key: Array, in_features: int, out_features: int) -> Params:
-    """An isometry: the identity, or random orthonormal columns or rows for unequal widths."""
+    """An isometry: the identity, or random orthonormal columns or rows for unequal widths.
+
+    >>> import jax
+    >>> init_dense(jax.random.key(0), 4, 3).kernel.shape
+    (4, 3)
+    """
     return isometric(key, in_features, out_features)
 
 
@@ -61,7 +66,13 @@ def constrain_dense(params: Params, *, method: str = "qr") -> Linear:
 
 
 def freeze_dense(params: Params, *, method: str = "qr") -> Linear:
-    """`constrain_dense` in float64 on the host, rounded: for evaluation."""
+    """`constrain_dense` in float64 on the host, rounded: for evaluation.
+
+    >>> import jax
+    >>> weights = freeze_dense(init_dense(jax.random.key(0), 4, 3))
+    >>> bool(bound(weights).value <= 1 + 1e-6)
+    True
+    """
     return forms.frozen(functools.partial(constrain_dense, method=method), params)
 
 
