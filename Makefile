@@ -1,5 +1,5 @@
 # make demo   trains a 1-Lipschitz network on the digits, certifies and attacks it, draws the figure
-# make test   all tests; make test-quick: a quick part of them
+# make test   the tests, few cases of each; make test-long: all cases; make test-quick: some tests
 # Both set up what they need in $(VENV). Another Python: make test PYTHON=python3.13 VENV=.venv-3.13
 
 PYTHON ?= python3
@@ -15,7 +15,7 @@ QUICK = tests/contracts_test.py tests/typing_test.py tests/numerics_test.py test
   tests/smoothing/confidence_test.py tests/smoothing/gaussian_test.py \
   tests/training/step_test.py tests/training/checkpoint_test.py tests/data/digits_test.py
 
-.PHONY: demo test test-quick lint notebooks clean
+.PHONY: demo test test-long test-quick lint notebooks clean
 
 demo: $(READY)
 	$(RUN) -m experiments.train digits
@@ -23,6 +23,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(PYTEST) lipjax tests $(ARGS)
+
+test-long: $(READY)
+	$(PYTEST) lipjax tests -m "slow or not slow" $(ARGS)
 
 test-quick: $(READY)
 	$(PYTEST) $(QUICK) $(ARGS)

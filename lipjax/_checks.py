@@ -25,6 +25,13 @@ def integer(minimum: int, **named) -> None:
             raise ValueError(f"{name} is {value!r}; it must be an integer of at least {minimum}.")
 
 
+def truth(**named) -> None:
+    """Each value is True or False."""
+    for name, value in named.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} is {value!r}; it must be True or False.")
+
+
 def positive(**named) -> None:
     """Each value is a finite number above zero (checked where it is known)."""
     for name, value in named.items():
@@ -38,7 +45,8 @@ def nonnegative(**named) -> None:
     """Each value is at least zero and not NaN (checked where it is known)."""
     for name, value in named.items():
         if _known(value) and not (_real(value) and np.all(np.asarray(value) >= 0)):
-            raise ValueError(f"{name} is {value!r}; it must be at least 0.")
+            what = "" if _real(value) else "a real number of "
+            raise ValueError(f"{name} is {value!r}; it must be {what}at least 0.")
 
 
 def amount(**named) -> None:
@@ -134,9 +142,12 @@ def same_dtype(dtype, whose: str, **named) -> None:
     """Each array has that dtype."""
     for name, value in named.items():
         if jnp.result_type(value) != dtype:
+            use = f"use {name}.astype(jnp.{jnp.dtype(dtype)})"
+            if jnp.dtype(dtype).itemsize > jnp.zeros((), dtype).itemsize:
+                use = "JAX runs in 32 bits: set jax_enable_x64"
             raise ValueError(
                 f"{name} has dtype {jnp.result_type(value)}; it must be {jnp.dtype(dtype)}, {whose} "
-                f"(use {name}.astype(jnp.{jnp.dtype(dtype)}))."
+                f"({use})."
             )
 
 

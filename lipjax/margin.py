@@ -160,7 +160,8 @@ def certified_accuracy(radii: Array, correct: Array, eps: float | Array) -> Arra
     >>> float(certified_accuracy(jnp.array([0.1, 0.3]), jnp.array([True, True]), 0.2))
     0.5
     """
-    radii, correct, eps = jnp.asarray(radii), jnp.asarray(correct), jnp.asarray(eps)
+    radii, correct = _checks.array(radii=radii), _checks.array(correct=correct)
+    eps = _checks.array(eps=eps)
     _checks.ranked(1, "[examples]", radii=radii, correct=correct)
     _checks.real_floating(radii=radii)
     _checks.nonempty(radii=radii)
@@ -188,6 +189,8 @@ def pair_constants(head: Array | None, label: Array, logits: Array) -> Array:
             f"head is a {type(head).__name__}; pass the class vectors, as in "
             "head=model.head.weights().kernel."
         )
+    if isinstance(head, Bound):
+        raise ValueError(f"head is {head!r}; a Bound goes into lipschitz, class vectors into head.")
     head, lost = as_device_array(head, axis=0)
     _checks.ranked(2, "[features, classes]", head=head)
     _checks.axis_size(1, classes, "one column per logit", head=head)
@@ -269,7 +272,7 @@ def _check(logits, label):
     if isinstance(label, int | np.integer | np.ndarray) and np.any(np.abs(label) >= 2**31):
         raise ValueError(f"label is {label}; it must be a class.")
     logits, lost = as_device_array(logits)
-    label = jnp.asarray(label)
+    label = _checks.array(label=label)
     _checks.ranked(1, "[classes], and jax.vmap for a batch", logits=logits)
     _checks.nonempty(logits=logits)
     _checks.real_floating(logits=logits)

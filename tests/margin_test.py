@@ -264,6 +264,16 @@ def test_certified_accuracy_is_strict_and_counts_nan_as_lost():
             "lipschitz is a NetworkBound; pass its bound",
         ),
         (lambda: margin.radius(jnp.ones(3), 0.5, lipschitz=1.0), "label has dtype"),
+        (lambda: margin.radius(jnp.ones(3), "a", lipschitz=1.0), "label is 'a'"),
+        (
+            lambda: margin.radius(jnp.ones(3), 0, lipschitz=True),
+            "lipschitz is True; it must be a real",
+        ),
+        (
+            lambda: margin.radius(jnp.ones(3), 0, lipschitz=1.0, head=Bound(1.0, "upper")),
+            "a Bound goes into lipschitz",
+        ),
+        (lambda: margin.certified_accuracy(jnp.ones(2), jnp.ones(2, bool), "a"), "eps is 'a'"),
         (lambda: margin.radius(jnp.ones(3, jnp.bfloat16), 0, lipschitz=1.0), "logits has dtype"),
         (lambda: margin.radius(jnp.ones(3), 0, lipschitz=1.0, logit_error=-1.0), "logit_error"),
         (lambda: margin.margin(jnp.ones(0), 0), "logits has shape"),

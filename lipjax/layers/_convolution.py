@@ -44,6 +44,9 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
     per axis.
     """
     check_padding(padding)
+    _checks.at_least_rank(
+        3, "[*window, in, out] (apply_dense takes those of dense layers)", kernel=kernel
+    )
     dims = kernel.ndim - 2
     if x.ndim < dims + 1:
         raise ValueError(

@@ -13,7 +13,7 @@ absolute value.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
@@ -50,13 +50,17 @@ class Activation:
         return Activation, (self.name, self.fn, self.slopes, self.lipschitz)
 
     def __post_init__(self):
-        if not (math.isfinite(self.lipschitz) and self.lipschitz >= 0):
-            raise ValueError(f"lipschitz is {self.lipschitz}; it must be finite and at least 0.")
+        if not callable(self.fn):
+            raise ValueError(f"fn is {self.fn!r}; it must be a function of an array.")
+        _checks.amount(lipschitz=self.lipschitz)
         if self.slopes is None:
             return
-        if len(self.slopes) != 2:
-            raise ValueError(f"slopes is {self.slopes}; it must be (smallest, largest).")
-        low, high = map(float, self.slopes)
+        try:
+            low, high = map(float, self.slopes)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"slopes is {self.slopes!r}; it must be (smallest, largest)."
+            ) from error
         object.__setattr__(self, "slopes", (low, high))
         if not low <= high or self.lipschitz < max(abs(low), abs(high)):
             raise ValueError(
@@ -292,7 +296,6 @@ def _leaky_relu_of(alpha: float) -> Activation:
     return Activation(f"leaky_relu({alpha})", fn, (alpha, 1.0))
 
 
-@functools.cache
 def group_sort_of(group_size: int) -> Activation:
     """`group_sort` with groups of that size, on `float[..., c]`; 1-Lipschitz.
 
@@ -301,6 +304,11 @@ def group_sort_of(group_size: int) -> Activation:
     [1.0, 3.0, 2.0, 4.0]
     """
     _checks.integer(1, group_size=group_size)
+    return _group_sort_of(int(group_size))
+
+
+@functools.cache
+def _group_sort_of(group_size: int) -> Activation:
     sort = functools.partial(group_sort, group_size=group_size)
     return Activation(f"group_sort({group_size})", sort, None)
 
@@ -397,7 +405,8 @@ def resolve(activation) -> Activation:
     if isinstance(activation, str):
         found = _REGISTRY.get(activation)
     elif callable(activation):
-        found = _BY_FUNCTION.get(activation)
+        hashable = isinstance(activation, Hashable)
+        found = _BY_FUNCTION.get(activation) if hashable else None
         if found is None and isinstance(activation, ActivationModule):
             found = activation.activation
     if found is None:

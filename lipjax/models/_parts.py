@@ -56,8 +56,13 @@ class Projection(nnx.Module):
     """
 
     def __init__(self, features: int, places: Iterable[int]):
+        _checks.integer(1, features=features)
         self.features = features
         self.places = tuple(int(place) for place in places)
+        if len(set(self.places)) < len(self.places) or not set(self.places) <= set(range(features)):
+            raise ValueError(
+                f"places is {self.places}; they must be different and lie in [0, {features - 1}]."
+            )
 
     def __call__(self, x: Array) -> Array:
         """Logits `float[..., classes]` of `float[..., features]`."""

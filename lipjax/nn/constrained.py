@@ -111,6 +111,10 @@ def take_params(**named):
     """
     ((name, layers),) = named.items()
     for i, layer in enumerate(layers):
+        if isinstance(layer, type):
+            raise ValueError(
+                f"{name} has the class {layer.__name__}; pass a layer, {layer.__name__}(..., rngs=rngs)."
+            )
         kind = type(layer).__name__
         if not isinstance(layer, Constrained):
             raise ValueError(
@@ -207,6 +211,7 @@ def rounded(module: nnx.Module, dtype) -> nnx.Module:
         floating = False
     if not floating:
         raise ValueError(f"dtype is {dtype!r}; it must be a floating type such as jnp.bfloat16.")
+    _require_modules(module)
     module = nnx.clone(module)
     for _, layer in nnx.iter_modules(module):
         if not isinstance(layer, Constrained):
@@ -227,7 +232,13 @@ def _through(array, dtype):
     return array.astype(dtype).astype(array.dtype)
 
 
+def _require_modules(module) -> None:
+    if not any(isinstance(part, nnx.Module) for _, part in nnx.iter_modules(module)):
+        raise ValueError(f"module is {module!r}; it must be a flax.nnx.Module, or hold some.")
+
+
 def _require_free(module, name: str) -> None:
+    _require_modules(module)
     if isinstance(module, Constrained) and module.free is None and module.explicit is None:
         raise ValueError(
             f"module is {type(module).__name__}, which gave its parameters to the module that was made "
@@ -294,6 +305,11 @@ class Stack(Constrained):
                 "lipjax.nn, such as SLLDense. Activations go into `between`."
             )
         _check_alike(layers)
+        if isinstance(between, Constrained):
+            raise ValueError(
+                f"between is a {type(between).__name__}, which has parameters; it belongs into make, as "
+                f"in lambda rngs: nn.Chain(layer, nn.{type(between).__name__}(...))."
+            )
         super().__init__(_stack(take_params(make=layers)))
         self.layer = layers[0]
         self.depth = depth

@@ -36,7 +36,7 @@ class Residual(Constrained):
 
     def __init__(self, layer: Constrained, *, activation="relu"):
         activations.slope_restricted(activation)
-        if getattr(layer, "linear", None) is None:
+        if not isinstance(layer, type) and getattr(layer, "linear", None) is None:
             raise ValueError(
                 f"layer is a {type(layer).__name__}; it must be a linear layer, such as CayleyDense "
                 "or AOLConv."
@@ -83,6 +83,10 @@ class Chain(Constrained):
         if not layers:
             raise ValueError("layers is empty; it must hold at least one layer.")
         for layer in layers:
+            if isinstance(layer, type) and issubclass(layer, nnx.Module):
+                raise ValueError(
+                    f"layers has the class {layer.__name__}; pass a layer, {layer.__name__}(...)."
+                )
             known = isinstance(layer, Constrained | activations.ActivationModule)
             if isinstance(layer, list | tuple) or (isinstance(layer, nnx.Module) and not known):
                 raise ValueError(

@@ -233,6 +233,7 @@ class RescaledDense(LinearDense):
     ):
         _checks.integer(1, num_iters=num_iters)
         super().__init__(in_features, out_features, rngs=rngs, side=side)
+        _checks.truth(tighten=tighten)
         self.options = {"num_iters": num_iters, "tighten": tighten, "side": side}
 
 
@@ -276,6 +277,7 @@ class RescaledConv(LinearConv):
             rngs=rngs,
             side=side,
         )
+        _checks.truth(tighten=tighten)
         self.options = {"num_iters": num_iters, "tighten": tighten, "side": side}
 
 

@@ -322,3 +322,27 @@ def test_numbers_and_sequences_of_other_types():
     known = Activation("double", lambda x: 2 * x, [0.0, 2.0], lipschitz=2.0)
     assert known.slopes == (0.0, 2.0)
     assert activations.slope_restricted(known)(jnp.float32(3.0)) == 3.0
+
+
+def test_what_an_activation_cannot_be_is_named():
+    for arguments, word in [
+        (("a", 3, (0, 1)), "fn is 3; it must be a function"),
+        (("a", jnp.abs, 3), "slopes is 3; it must be"),
+        (("a", jnp.abs, ("low", "high")), "slopes is .'low', 'high'.; it must be"),
+        (("a", jnp.abs, (0, 1), "x"), "lipschitz is 'x'; it must be one finite number"),
+    ]:
+        with pytest.raises(ValueError, match=word):
+            activations.Activation(*arguments)
+    with pytest.raises(ValueError, match="group_size is .2.; it must be an integer"):
+        activations.group_sort_of([2])
+
+
+def test_functions_without_a_hash_are_unknown():
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="about whose slopes nothing is known"):
+        activations.resolve(Unhashable())

@@ -234,3 +234,12 @@ def test_bounds_from_below_are_no_bounds_of_the_residual_form():
         assert forms.residual_of_bound(Bound(0.5, kind)).kind == "estimate"
     for kind in ("upper", "exact"):
         assert forms.residual_of_bound(Bound(0.5, kind)) == Bound(1.0, "upper")
+
+
+def test_dense_weights_in_a_convolution_are_named():
+    for layer in (aol, sll):
+        weights = layer.constrain_dense(layer.init_dense(jax.random.key(0), 4, 4))
+        with pytest.raises(
+            ValueError, match=r"kernel has shape \(4, 4\); it must have at least 3 axes"
+        ):
+            layer.apply_conv(weights, jnp.ones((5, 5, 4)))

@@ -148,3 +148,10 @@ def test_both_sides_have_weights_of_their_own_and_are_proved(num_iters, side):
             )
         )
         assert float(freeze(layer).bound().value) <= (1 + 1e-5 if num_iters == 1 else 1.01)
+
+
+def test_switches_are_true_or_false():
+    with pytest.raises(ValueError, match="tighten is 'no'; it must be True or False"):
+        RescaledDense(4, 4, tighten="no", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="tighten is 1; it must be True or False"):
+        rescaled.constrain_conv(rescaled.init_conv(jax.random.key(0), 2, 2), tighten=1)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from lipjax import margin, nn
 from lipjax.attacks import lipschitz_lower_bound, pgd
-from lipjax.models import SIZES, ConvNetConfig, LipschitzConvNet, num_parameters
+from lipjax.models import SIZES, ConvNetConfig, LipschitzConvNet, _parts, num_parameters
 from lipjax.models.convnet import CONVOLUTIONAL, INSIDE, LAYERS
 
 SMALL = ConvNetConfig(
@@ -217,3 +217,9 @@ def test_an_orthogonal_head_makes_all_logits_one_lipschitz():
         dataclasses.replace(config, num_classes=20)
     with pytest.raises(ValueError, match="head is 'linear'"):
         dataclasses.replace(config, head="linear")
+
+
+@pytest.mark.parametrize("places", [(0, 0), (0, 4), (-1, 2)], ids=str)
+def test_a_projection_takes_every_feature_once(places):
+    with pytest.raises(ValueError, match="places is .*; they must be different and lie in .0, 3."):
+        _parts.Projection(4, places)

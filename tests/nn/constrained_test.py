@@ -301,3 +301,25 @@ def test_a_stack_of_one_layer_is_no_loop():
     assert "scan" not in str(program)
     deep = nn.Stack(lambda rngs: nn.AOLConv(3, 3, rngs=rngs), 2, rngs=nnx.Rngs(0))
     assert "scan" in str(jax.make_jaxpr(lambda m, x: m(x))(nn.constrain(deep), x))
+
+
+@pytest.mark.parametrize("nothing", [None, abs, {"a": 1.0}], ids=repr)
+def test_what_holds_no_module_is_refused(nothing):
+    for make in (nn.freeze, nn.constrain, lambda module: nn.rounded(module, jnp.bfloat16)):
+        with pytest.raises(
+            ValueError, match="module is .*; it must be a flax.nnx.Module, or hold some"
+        ):
+            make(nothing)
+
+
+def test_containers_of_layers_are_frozen():
+    frozen = nn.freeze([nn.SLLDense(4, 3, rngs=nnx.Rngs(0))])
+    assert frozen[0].bound().value <= 1 + 1e-6 and frozen[0].free is None
+
+
+def test_learnt_activations_between_layers_are_sent_into_them():
+    make = lambda rngs: nn.SLLDense(4, 3, rngs=rngs)  # noqa: E731
+    with pytest.raises(
+        ValueError, match="between is a Householder, which has parameters.*nn.Chain"
+    ):
+        nn.Stack(make, 2, between=nn.Householder(4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))

@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused():
                 between=nn.Residual(nn.CayleyDense(4, 4, rngs=rngs)),
                 rngs=rngs,
             ),
-            "nothing is known",
+            "between is a Residual, which has parameters",
         ),
         (
             lambda: nn.Householder(4, rngs=rngs)(jnp.ones((1, 4), jnp.bfloat16)),
@@ -168,3 +168,13 @@ def test_bounds_of_chains_and_mixes_are_upper_ones():
     for module in mixes:
         with pytest.raises(ValueError, match="not under jit"):
             jax.jit(lambda m: m.bound().value)(module)
+
+
+def test_classes_in_place_of_layers_are_named():
+    for make, name in [
+        (lambda: nn.Residual(nn.AOLDense), "layer has the class AOLDense; pass a layer"),
+        (lambda: nn.ConvexMix(nn.SLLDense), "layer has the class SLLDense; pass a layer"),
+        (lambda: nn.Chain(nn.MaxMin), "layers has the class MaxMin; pass a layer"),
+    ]:
+        with pytest.raises(ValueError, match=name):
+            make()
