@@ -53,6 +53,13 @@ def sample_missing(log: CountLog, chosen, example, stages, *, batch_size: int, d
     """
     from rich.progress import track
 
+    for stage, wanted in stages:
+        for i in chosen.tolist():
+            if log.done(i, stage) > wanted:
+                raise ValueError(
+                    f"{wanted} samples are asked for and the log has {log.done(i, stage)} of example "
+                    f"{i}; a part of what was counted cannot be taken: ask for as many."
+                )
     devices = jax.local_devices()
     mesh = jax.make_mesh(
         (len(devices),), ("examples",), devices=devices, axis_types=(AxisType.Auto,)

@@ -118,6 +118,15 @@ def nonempty(**named) -> None:
             raise ValueError(f"{name} has shape {jnp.shape(value)}; no axis may have length 0.")
 
 
+def broadcastable(**named) -> None:
+    """The shapes of all of them broadcast to one."""
+    try:
+        np.broadcast_shapes(*(np.shape(value) for value in named.values()))
+    except ValueError as error:
+        shapes = ", ".join(f"{name} has shape {np.shape(value)}" for name, value in named.items())
+        raise ValueError(f"{shapes}; they must broadcast to one shape.") from error
+
+
 def real_floating(**named) -> None:
     """Each array is float32 or float64 (bounds are never computed in less)."""
     for name, value in named.items():

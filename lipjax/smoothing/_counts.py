@@ -9,7 +9,7 @@ from lipjax.typing import ABSTAIN, Bound, Certificate
 
 def checked(least_classes: int, **named):
     """Counts as int64 arrays `[..., K]` of one shape, which count something."""
-    arrays = {name: np.asarray(value) for name, value in named.items()}
+    arrays = {name: _array(name, value) for name, value in named.items()}
     for name, counts in arrays.items():
         if not np.issubdtype(counts.dtype, np.integer):
             raise ValueError(f"{name} has dtype {counts.dtype}; counts are integers.")
@@ -29,6 +29,13 @@ def checked(least_classes: int, **named):
                 f"{name} has shape {counts.shape} and {first} {one.shape}; they must be the same."
             )
     return [counts.astype(np.int64) for counts in arrays.values()]
+
+
+def _array(name, value):
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} is {value!r}; rows of counts are of one length.") from error
 
 
 def check_sums(num_samples, **named) -> None:
@@ -82,6 +89,7 @@ def rest(chance) -> np.ndarray:
 
 def less_sure(chance, law_error: float):
     """A chance that something goes wrong, with noise whose law is off by so much."""
+    _checks.ranked(0, "one number", law_error=law_error)
     _checks.within(0.0, 1.0, law_error=law_error)
     return np.minimum(chance + float(law_error), 1.0)
 

@@ -77,7 +77,9 @@ def failure(successes, trials, *, alpha: float) -> np.ndarray:
     np.float64(6.9075e-05)
     """
     k, n = _counted(successes, trials)
-    return _upper(n - k, n, _levels(alpha=alpha))
+    level = _levels(alpha=alpha)
+    _checks.broadcastable(successes=k, trials=n, alpha=level)
+    return _upper(n - k, n, level)
 
 
 def failure_table(trials: int, *, alpha: float, dtype=np.float32) -> np.ndarray:
@@ -91,13 +93,15 @@ def failure_table(trials: int, *, alpha: float, dtype=np.float32) -> np.ndarray:
     ((101,), True)
     """
     _checks.integer(1, trials=trials)
+    _checks.ranked(0, "one number", alpha=alpha)
     return _up(failure(np.arange(trials + 1), trials, alpha=alpha), dtype)
 
 
 def _up(exact, dtype) -> np.ndarray:
     """The next number of that type at or above, at most 1."""
-    if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"dtype is {np.dtype(dtype)}; it must be float32 or float64.")
+    name = str(getattr(dtype, "__name__", dtype))
+    if name not in ("float32", "float64"):
+        raise ValueError(f"dtype is {name}; it must be float32 or float64.")
     if np.dtype(dtype) == np.float64:
         return exact
     narrow = exact.astype(np.float32)
@@ -123,6 +127,8 @@ def failure_in_jit(successes, trials, *, alpha: float):
     import jax
     import jax.numpy as jnp
 
+    if isinstance(alpha, jax.core.Tracer):
+        raise ValueError(f"alpha is {alpha}; it must be a number that is known outside of jit.")
     _levels(alpha=alpha)
     for name, value in (("successes", successes), ("trials", trials)):
         if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
@@ -342,6 +348,7 @@ def _counted(successes, trials):
             raise ValueError(f"{name} has dtype {value.dtype}; counts are integers.")
     if n.size and n.min() < 1:
         raise ValueError(f"trials is {trials!r}; it must be at least 1.")
+    _checks.broadcastable(successes=k, trials=n)
     if np.any(k < 0) or np.any(k > n):
         raise ValueError(
             f"successes is {successes!r}; it must lie between 0 and trials, {trials!r}."
@@ -350,11 +357,11 @@ def _counted(successes, trials):
 
 
 def _averaged(mean, trials):
+    _checks.within(0.0, 1.0, mean=mean)
     m, n = np.asarray(mean, np.float64), np.asarray(trials)
     if not np.issubdtype(n.dtype, np.integer) or np.any(n < 1):
         raise ValueError(f"trials is {trials!r}; it must be an integer of at least 1.")
-    if not np.all((m >= 0) & (m <= 1)):
-        raise ValueError(f"mean is {mean!r}; it must lie in [0, 1].")
+    _checks.broadcastable(mean=m, trials=n)
     return m, n.astype(np.float64)
 
 

@@ -51,9 +51,12 @@ def curve(radii, correct, at, *, alpha: float, level: float = 0.001) -> Curve:
 
     radii, correct = _certified(radii, correct)
     at = np.atleast_1d(np.asarray(at, np.float64))
-    if not np.all(at >= 0):
-        raise ValueError("radii and at must be at least 0, and not NaN.")
+    _checks.nonnegative(at=at)
+    _checks.ranked(0, "one number", alpha=alpha, level=level)
     _checks.within(0.0, 0.999999, alpha=alpha)
+    _checks.positive(level=level)
+    if not level < 1:
+        raise ValueError(f"level is {level!r}; it must be a number strictly between 0 and 1.")
     alpha = float(alpha)
     inside = correct & (radii > 0) & (radii >= at[:, None])
     count, size = inside.sum(1), radii.size
@@ -87,17 +90,22 @@ def implied_alpha(largest_radius, *, sigma: float, num_samples: int) -> float:
     """
     from scipy import special
 
+    _checks.ranked(0, "one number", sigma=sigma, largest_radius=largest_radius)
     _checks.positive(sigma=sigma, largest_radius=largest_radius)
     _checks.integer(1, num_samples=num_samples)
     return float(np.exp(num_samples * special.log_ndtr(largest_radius / sigma)))
 
 
 def _certified(radii, correct):
-    radii, correct = np.asarray(radii, np.float64), np.asarray(correct, bool)
+    radii, right = np.asarray(radii, np.float64), np.asarray(correct)
+    correct = right.astype(bool)
+    if not np.array_equal(correct, right):
+        raise ValueError(
+            f"correct is {right!r}; it must be true or false for each input, as prediction == label."
+        )
     if radii.ndim != 1 or radii.shape != correct.shape or not radii.size:
         raise ValueError(
             f"radii has shape {radii.shape} and correct {correct.shape}; both must be [N], N at least 1."
         )
-    if not np.all(radii >= 0):
-        raise ValueError("radii and at must be at least 0, and not NaN.")
+    _checks.nonnegative(radii=radii)
     return radii, correct

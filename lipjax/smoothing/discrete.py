@@ -9,6 +9,7 @@ https://arxiv.org/abs/2605.12876.
 
 import numpy as np
 
+from lipjax import _checks
 from lipjax.smoothing import _counts, multiclass
 from lipjax.smoothing._counts import rest as rest
 from lipjax.smoothing.kernels import check_edits
@@ -83,6 +84,7 @@ def hold(p_lower, p_upper, *, kernel, max_edits: int) -> np.ndarray:
     [True, False, False]
     """
     check_edits(kernel, max_edits=max_edits)
+    _checks.within(0.0, 1.0, p_lower=p_lower, p_upper=p_upper)
     kept = [
         worst_case(p_lower, kernel=kernel, num_edits=d)
         + worst_case(rest(p_upper), kernel=kernel, num_edits=d)

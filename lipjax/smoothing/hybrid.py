@@ -132,9 +132,9 @@ def radius(
     _checks.positive(sigma=sigma)
     if not (isinstance(threshold, float | np.floating) and 0 < threshold < 1):
         raise ValueError(f"threshold is {threshold!r}; it must lie strictly between 0 and 1.")
+    _checks.within(0.0, 1.0, p_lower=p_lower)
     p = np.asarray(p_lower, np.float64)
-    if not np.all((p >= 0) & (p <= 1)):
-        raise ValueError(f"p_lower is {p_lower!r}; it must lie in [0, 1].")
+    _checks.broadcastable(p_lower=p, p_upper=0.0 if p_upper is None else p_upper, sigma=sigma)
     if p_upper is not None:
         return _of_classes(p, p_upper, kernel, num_edits, sigma)
     unique, place = np.unique(p, return_inverse=True)  # counts repeat
@@ -166,9 +166,8 @@ def _of_classes(p, p_upper, kernel, num_edits, sigma):
     """Where the smallest attacked mean of one meets the largest of the others."""
     from scipy import special
 
+    _checks.within(0.0, 1.0, p_upper=p_upper)
     q = np.asarray(p_upper, np.float64)
-    if not np.all((q >= 0) & (q <= 1)):
-        raise ValueError(f"p_upper is {p_upper!r}; it must lie in [0, 1].")
     p, q, sigma = np.broadcast_arrays(p, q, np.asarray(sigma, np.float64))
     pairs = np.stack([p.reshape(-1), q.reshape(-1)], -1)
     unique, place = np.unique(pairs, axis=0, return_inverse=True)  # counts repeat

@@ -7,6 +7,7 @@ overflow nor vanish.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,6 +102,10 @@ class Categorical:
 
     def __post_init__(self):
         object.__setattr__(self, "beta", _chance(self.beta))
+        if not isinstance(self.sizes, Sequence | np.ndarray):
+            raise ValueError(
+                f"sizes is {self.sizes!r}; it must hold the number of values of each column."
+            )
         for size in self.sizes:
             _checks.integer(2, sizes=size)
         if not self.sizes:
@@ -181,7 +186,7 @@ class Ablation:
 
 def check_edits(kernel, **named) -> None:
     """That it is a kernel, and that so many tokens can change, by the name of that argument."""
-    if not hasattr(kernel, "atoms"):
+    if not hasattr(kernel, "atoms") or isinstance(kernel, type):
         raise ValueError(f"kernel is {kernel!r}; it must be one of lipjax.smoothing.kernels.")
     _checks.integer(0, **named)
     ((name, value),) = named.items()

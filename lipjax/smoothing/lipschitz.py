@@ -30,6 +30,10 @@ WIDEST = 1e40
 """Larger widths `1 / (L sigma)` are taken for this, which is a larger constant: smaller radii."""
 
 
+SMALLEST = 1e-300
+"""Smaller chances, whose last digits floating-point numbers lack, are taken for this: smaller radii."""
+
+
 def quantile(p, *, lipschitz, sigma) -> np.ndarray:
     """The quantile of `sigma Z + U / L`: a scale on which smoothed L-Lipschitz scores are 1-Lipschitz.
 
@@ -40,8 +44,8 @@ def quantile(p, *, lipschitz, sigma) -> np.ndarray:
         sigma: Standard deviation of the noise, a number or `float[...]`.
 
     Returns:
-        float64, odd about p = 1/2, at most the exact quantile in size and within a relative 1e-9 of it;
-        infinite at 0 and 1.
+        float64, odd about p = 1/2, at most the exact quantile in size and within a relative 1e-9 of it,
+        for tails from 1e-300 on (smaller ones count as that); infinite at 0 and 1.
 
     Guarantee: rounded towards 0, so that a radius made of it alone is not too large. With `lipschitz`
     too small nothing is promised.
@@ -56,6 +60,7 @@ def quantile(p, *, lipschitz, sigma) -> np.ndarray:
     """
     p, constant, sigma = _checked(lipschitz, sigma, p=p)
     tail = np.minimum(p, 1 - p)
+    tail = np.where(tail > 0, np.maximum(tail, SMALLEST), 0.0)
     with np.errstate(divide="ignore", over="ignore"):
         width = np.minimum(1 / constant / sigma, WIDEST)
     size = sigma * _upper_quantile(tail, width)
@@ -289,7 +294,8 @@ def _checked(lipschitz, sigma, **named):
         raise ValueError(f"lipschitz is {lipschitz!r}; it must be above 0 (inf is allowed).")
     _checks.positive(sigma=sigma)
     ((name, p),) = named.items()
+    _checks.within(0.0, 1.0, **{name: p})
     value = np.asarray(p, np.float64)
-    if not np.all((value >= 0) & (value <= 1)):
-        raise ValueError(f"{name} is {p!r}; it must lie in [0, 1].")
-    return value, constant, np.asarray(sigma, np.float64)
+    sigma = np.asarray(sigma, np.float64)
+    _checks.broadcastable(**{name: value}, lipschitz=constant, sigma=sigma)
+    return value, constant, sigma

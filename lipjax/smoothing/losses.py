@@ -81,7 +81,7 @@ def stability(
     >>> bool(stability(jax.random.key(0), fn, jnp.float32(0.5), 0, sigma=0.1) > 0)
     True
     """
-    _checks.nonnegative(weight=weight)
+    _checks.amount(weight=weight)
     logits = _logits(fn, _noisy(key, x, sigma, num_noise), label)
     clean = jnp.exp(_log_softmax(_logits(fn, x[None], label)[0]))
     change = -jnp.sum(clean[None] * _log_softmax(logits), axis=-1)
@@ -126,6 +126,7 @@ def smooth_adv(
     ...     num_noise=2))
     True
     """
+    _checks.ranked(0, "one number", eps=eps)
     _checks.within(0.0, 1e30, eps=eps)
     _checks.integer(1, num_steps=num_steps)
     low, high = -jnp.inf if low is None else low, jnp.inf if high is None else high
@@ -188,7 +189,7 @@ def macer(
     >>> bool(macer(jax.random.key(0), fn, jnp.float32(0.05), 0, sigma=0.25) > 0)
     True
     """
-    _checks.nonnegative(weight=weight)
+    _checks.amount(weight=weight)
     _checks.positive(gap=gap, scale=scale)
     logits = _logits(fn, _noisy(key, x, sigma, num_noise), label)
     entropy = _mean_entropy(logits, label)
@@ -237,7 +238,7 @@ def consistency(
     >>> bool(consistency(jax.random.key(0), fn, jnp.float32(0.5), 0, sigma=0.1) > 0)
     True
     """
-    _checks.nonnegative(weight=weight, entropy_weight=entropy_weight)
+    _checks.amount(weight=weight, entropy_weight=entropy_weight)
     _checks.integer(2, num_noise=num_noise)
     logits = _logits(fn, _noisy(key, x, sigma, num_noise), label)
     log = _log_softmax(logits)
@@ -255,6 +256,7 @@ def _noisy(key, x, sigma, num_noise):
     _checks.one_key(key=key)
     x = jnp.asarray(x)
     _checks.real_floating(x=x)
+    _checks.ranked(0, "one number", sigma=sigma)
     _checks.within(0.0, 1e30, sigma=sigma)
     _checks.integer(1, num_noise=num_noise)
     noise = jax.random.normal(key, (num_noise, *x.shape), x.dtype)

@@ -129,6 +129,11 @@ class IntegerGaussian:
         _checks.positive(sigma=sigma)
         _checks.integer(1, levels=levels)
         refine = max(1, int(min(LARGEST_DEVIATION / sigma, 2**16) // levels))
+        low, high = 0.05 / (levels * refine), LARGEST_DEVIATION / levels
+        if not low <= sigma <= high:
+            raise ValueError(
+                f"sigma is {sigma!r}; with {levels} levels it must lie in [{low:.3g}, {high:.6g}]."
+            )
         return cls(sigma, levels, refine, 2 ** max(0, int(math.log2(2**22 / (levels * refine)))))
 
     def __call__(self, key: Array, x: Array) -> Array:
@@ -319,11 +324,17 @@ class Product:
     parts: tuple[Any, ...]
 
     def __post_init__(self):
+        if not isinstance(self.parts, tuple | list):
+            raise ValueError(
+                f"parts is {self.parts!r}; it must be a tuple, of one noise for each part."
+            )
         for part in self.parts:
             if part is not None and not callable(part):
                 raise ValueError(f"parts holds {part!r}; each part must be a noise or None.")
 
     def __call__(self, key: Array, x: tuple) -> tuple:
+        if len(x) != len(self.parts):
+            raise ValueError(f"x has {len(x)} parts; it must have {len(self.parts)}.")
         keys = [jax.random.fold_in(key, i) for i in range(len(self.parts))]
         return tuple(
             value if part is None else part(k, value) for k, part, value in zip(keys, self.parts, x)
@@ -331,7 +342,7 @@ class Product:
 
     def law_error(self, sizes: tuple[int, ...]) -> float:
         """At most the total variation between the law of parts of these sizes and the exact one."""
-        if len(sizes) != len(self.parts):
+        if not isinstance(sizes, tuple | list) or len(sizes) != len(self.parts):
             raise ValueError(f"sizes is {sizes!r}; it must hold {len(self.parts)} numbers.")
         for part in self.parts:
             if part is not None and not hasattr(part, "law_error"):

@@ -420,7 +420,10 @@ def _checked(selection, estimation):
             raise ValueError(f"{name} has {classes} class; it must have at least 2.")
         most = moments.mean.sum(-1).max(initial=0.0)
         if most > 1 + _excess(classes):
-            raise ValueError(f"{name} has scores that sum to {most}; scores must sum to at most 1.")
+            raise ValueError(
+                f"{name} has scores that sum to {most}; scores must sum to at most 1 "
+                "(those of half-precision logits do after logits.astype(jnp.float32), before the map)."
+            )
     if selection.total.shape != estimation.total.shape:
         raise ValueError(
             f"estimation has sums of shape {estimation.total.shape} and selection "

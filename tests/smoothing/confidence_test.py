@@ -280,3 +280,21 @@ def test_several_levels_under_jit():
     exact = confidence.failure(90, 100, alpha=levels)
     assert found.shape == (2,)
     assert (exact <= found).all() and (found <= exact * (1 + 1e-6)).all()
+
+
+def test_what_does_not_fit_is_named():
+    for call, word in [
+        (lambda: confidence.failure_table(3, alpha=np.array([0.1, 0.2])), "alpha has shape"),
+        (lambda: confidence.failure_table(3, alpha=0.1, dtype="foo"), "dtype is foo"),
+        (
+            lambda: confidence.failure(np.zeros(2, int), np.full(3, 5), alpha=0.1),
+            "successes has shape",
+        ),
+        (lambda: confidence.chernoff_kl(1j, 10, alpha=0.1), "mean is 1j"),
+        (
+            lambda: jax.jit(lambda a: confidence.failure_in_jit(1, 3, alpha=a))(0.1),
+            "alpha is .*jit",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=word):
+            call()

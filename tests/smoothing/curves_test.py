@@ -55,10 +55,10 @@ def test_bad_input_is_named():
     good = dict(radii=[1.0], correct=[True], at=[0.5], alpha=0.001)
     for change, word in (
         (dict(radii=[1.0, 2.0]), "radii has shape"),
-        (dict(radii=[np.nan]), "not NaN"),
+        (dict(radii=[np.nan]), "radii is .*at least 0"),
         (dict(at=[-1.0]), "at least 0"),
         (dict(alpha=1.0), "alpha is 1.0"),
-        (dict(level=0.0), "alpha is 0.0"),
+        (dict(level=0.0), "level is 0.0"),
     ):
         given = good | change
         with pytest.raises(ValueError, match=word):
@@ -71,7 +71,7 @@ def test_bad_input_is_named():
         ([1.0, 2.0, 3.0], [True], "radii has shape"),
         ([], [], "N at least 1"),
         ([[1.0]], [[True]], "radii has shape"),
-        ([np.nan, 1.0], [False, True], "not NaN"),
+        ([np.nan, 1.0], [False, True], "radii is .*at least 0"),
         ([-1.0], [True], "at least 0"),
     ],
 )
@@ -89,3 +89,27 @@ def test_levels_of_any_type_are_used_in_float64():
         np.ones(50), np.ones(50, bool), [0.5], alpha=float(alpha), level=float(level)
     )
     assert found.these == exact.these and found.lower == exact.lower
+
+
+def test_each_argument_is_named():
+    for call, word in [
+        (lambda: curves.curve([0.5], [True], [0.0], alpha=0.001, level=2.0), "level is 2.0"),
+        (
+            lambda: curves.curve([1], [True], [0], alpha=0.1, level=np.ones(2) / 9),
+            "level has shape",
+        ),
+        (lambda: curves.curve([0.5], [True], [0.0], alpha=np.ones(2) / 9), "alpha has shape"),
+        (lambda: curves.curve([-0.5], [True], [0.0], alpha=0.001), "radii is .*at least 0"),
+        (lambda: curves.curve([0.5], [True], [-1.0], alpha=0.001), "at is .*at least 0"),
+        (
+            lambda: curves.curve([1, 1], [7, -1], [0], alpha=0.1),
+            "correct is .*prediction == label",
+        ),
+        (lambda: curves.mean_radius([0.5], [float("nan")]), "correct is"),
+        (
+            lambda: curves.implied_alpha(np.ones(2), sigma=1.0, num_samples=10),
+            "largest_radius has shape",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=word):
+            call()

@@ -147,3 +147,11 @@ def test_a_law_error_from_a_device_leaves_float64():
             for error in (jnp.float32(1e-6), float(jnp.float32(1e-6)))
         )
         assert narrow.dtype == np.float64 and narrow == wide
+
+
+def test_rows_of_other_lengths_and_several_errors_are_named():
+    counts = np.array([90, 10])
+    with pytest.raises(ValueError, match="selection is .*rows of counts are of one length"):
+        gaussian.certify([[1, 2], [3]], counts, sigma=1.0, alpha=0.1)
+    with pytest.raises(ValueError, match="law_error has shape"):
+        gaussian.certify(counts, counts, sigma=1.0, alpha=0.1, law_error=np.zeros(3))

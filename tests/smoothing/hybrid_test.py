@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from lipjax.smoothing import gaussian, hybrid, multiclass
+from lipjax.smoothing import discrete, gaussian, hybrid, multiclass
 from lipjax.smoothing.discrete import rest, worst_case
-from lipjax.smoothing.kernels import Ablation, Mask, Uniform
+from lipjax.smoothing.kernels import Ablation, Categorical, Mask, Uniform
 from tests.smoothing.confidence_test import cases
 from tests.smoothing.discrete_test import kernel_of
 
@@ -290,3 +290,22 @@ def test_too_many_edits_are_named_as_the_caller_named_them():
             call()
     with pytest.raises(ValueError, match="num_edits is 5"):
         hybrid.radius(0.9, kernel=kernel, num_edits=5, sigma=0.5)
+
+
+def test_shapes_and_types_that_do_not_fit_are_named():
+    mask = Mask(0.5)
+    for call, word in [
+        (lambda: discrete.hold(0.9, 1.5, kernel=mask, max_edits=1), "p_upper is 1.5"),
+        (lambda: discrete.worst_case(0.9, kernel=Mask, num_edits=1), "kernel is .*must be one of"),
+        (lambda: Categorical(0.4, 3), "sizes is 3"),
+        (
+            lambda: hybrid.radius(np.ones(2), kernel=mask, num_edits=1, sigma=np.ones(3)),
+            "p_lower has shape .2,., p_upper .*sigma has shape .3,.",
+        ),
+        (
+            lambda: hybrid.radius(np.ones(2), np.zeros(3), kernel=mask, num_edits=1, sigma=1.0),
+            "p_upper has shape .3,.",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=word):
+            call()

@@ -468,3 +468,15 @@ def test_constants_and_deviations_whose_product_vanishes(constant, sigma):
         assert np.isfinite(found) and (found >= 0) == (p >= 0.5)
         assert abs(found) <= abs(p - 0.5) / constant * (1 + 1e-9)
         assert radius(p, lipschitz=constant, sigma=sigma) >= 0
+
+
+@pytest.mark.parametrize("p_upper", [5e-324, 1e-320, 1e-310])
+def test_chances_without_digits_make_no_radius_larger(p_upper):
+    """With 60 digits 20.10346 for 5e-324: rounding among subnormals gave 20.112."""
+    found = lipschitz.radius(0.9, p_upper, lipschitz=1.0, sigma=1.0)
+    assert found <= lipschitz.radius(0.9, 1e-300, lipschitz=1.0, sigma=1.0) < 20.0
+    assert found > 19.0
+
+
+def test_a_score_of_zero_never_wins():
+    assert lipschitz.radius(0.9, 0.0, lipschitz=1.0, sigma=1.0) == np.inf

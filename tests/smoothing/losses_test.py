@@ -311,3 +311,15 @@ def test_labels_that_are_no_class(name):
         np.testing.assert_allclose(
             value, loss(KEY, linear, X, label) if valid else jnp.nan, rtol=1e-4
         )
+
+
+def test_weights_and_amounts_are_one_number():
+    fn, x, key = (lambda x: jnp.stack([x, -x], -1)), jnp.float32(0.5), jax.random.key(0)
+    for call, word in [
+        (lambda: losses.stability(key, fn, x, 0, sigma=1.0, weight=jnp.ones(2)), "weight is"),
+        (lambda: losses.stability(key, fn, x, 0, sigma=1.0, weight=float("inf")), "weight is inf"),
+        (lambda: losses.gaussian(key, fn, x, 0, sigma=jnp.ones(3)), "sigma has shape"),
+        (lambda: losses.smooth_adv(key, fn, x, 0, sigma=1.0, eps=jnp.ones(2)), "eps has shape"),
+    ]:
+        with pytest.raises(ValueError, match=word):
+            call()

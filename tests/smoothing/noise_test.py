@@ -404,3 +404,22 @@ def test_the_constant_of_a_law_error_may_be_a_bound():
     assert grid.law_error(784, lipschitz=bound) == grid.law_error(784, lipschitz=0.5)
     with pytest.raises(ValueError, match="it must be an upper bound"):
         grid.law_error(784, lipschitz=Bound(0.5, "estimate"))
+
+
+def test_products_and_grids_that_do_not_fit_are_named():
+    for call, word in [
+        (lambda: noise.Product(noise.Gaussian(1.0)), "parts is Gaussian"),
+        (lambda: noise.Product((None,)).law_error(3), "sizes is 3"),
+        (
+            lambda: noise.Product((None, noise.Gaussian(1.0)))(jax.random.key(0), (jnp.ones(2),)),
+            "x has 1 parts; it must have 2",
+        ),
+        (
+            lambda: noise.IntegerGaussian.finest(1e-30),
+            "sigma is 1e-30; with 255 levels it must lie in",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=word):
+            call()
+    low = 0.05 / 255 / 257
+    assert noise.IntegerGaussian.finest(low * 1.001).refine == 257

@@ -434,3 +434,9 @@ def test_lowers_for_accelerators(law, x):
         shapes = (jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct(x.shape, x.dtype))
         module = export.export(jax.jit(drawn), platforms=("tpu", "cuda"))(*shapes)
         assert module.mlir_module()
+
+
+def test_a_noise_that_is_no_function_is_named():
+    options = dict(num_samples=4, num_classes=2, batch_size=4)
+    with pytest.raises(ValueError, match=r"noise is 3; it must be a function \(key, x\)"):
+        sampling.sample_counts(jax.random.key(0), lambda x: x, jnp.ones(2), noise=3, **options)
