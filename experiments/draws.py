@@ -54,7 +54,7 @@ def sample_missing(log: CountLog, chosen, example, stages, *, batch_size: int, d
     from rich.progress import track
 
     for stage, wanted in stages:
-        for i in chosen.tolist():
+        for i in np.asarray(chosen).tolist():
             if log.done(i, stage) > wanted:
                 raise ValueError(
                     f"{wanted} samples are asked for and the log has {log.done(i, stage)} of example "

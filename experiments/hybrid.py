@@ -89,11 +89,16 @@ def run(config: configs.HybridConfig, run_dir: Path, data_dir=None) -> dict:
             np.stack([log.total(i, stage) for i in chosen.tolist()])
             for stage in (SELECTION, ESTIMATION)
         ]
-        short = [i for i in chosen.tolist() if log.done(i, ESTIMATION) != config.num_samples]
+        short = [
+            i
+            for i in chosen.tolist()
+            if any(log.done(i, stage) != n for stage, n in stages(config))
+        ]
     if short:
         raise ValueError(
-            f"num_samples is {config.num_samples}; the log has more of {len(short)} examples, and a "
-            "part of what was counted cannot be taken: ask for as many."
+            f"num_selection is {config.num_selection} and num_samples is {config.num_samples}; the log "
+            f"has more of {len(short)} examples, and a part of what was counted cannot be taken: ask "
+            "for as many."
         )
     sizes = data.test.tokens.shape[1], data.test.values.shape[1]
     started, sampling_seconds = time.time(), time.time() - started

@@ -46,7 +46,7 @@ def nonnegative(**named) -> None:
     for name, value in named.items():
         if _known(value) and not (_real(value) and np.all(np.asarray(value) >= 0)):
             what = "" if _real(value) else "a real number of "
-            raise ValueError(f"{name} is {value!r}; it must be {what}at least 0.")
+            raise ValueError(f"{name} is {value!r}; it must be {what}at least 0, and not NaN.")
 
 
 def amount(**named) -> None:
@@ -64,7 +64,8 @@ def within(low: float, high: float, **named) -> None:
         if _known(value) and not (
             _real(value) and np.all((np.asarray(value) >= low) & (np.asarray(value) <= high))
         ):
-            raise ValueError(f"{name} is {value!r}; it must lie in [{low}, {high}].")
+            what = "" if _real(value) else "be a real number and "
+            raise ValueError(f"{name} is {value!r}; it must {what}lie in [{low}, {high}].")
 
 
 def one_key(**named) -> None:
@@ -93,10 +94,10 @@ def ranked(rank: int | Sequence[int], axes: str = "", **named) -> None:
     """Each array has `rank` axes (or one of several ranks); `axes` is the shape in words."""
     ranks = (rank,) if isinstance(rank, int) else tuple(rank)
     for name, value in named.items():
-        if jnp.ndim(value) not in ranks:
+        if np.ndim(value) not in ranks:
             hint = f", {axes}" if axes else ""
             raise ValueError(
-                f"{name} has shape {jnp.shape(value)}; it must have "
+                f"{name} has shape {np.shape(value)}; it must have "
                 f"{' or '.join(map(str, ranks))} axes{hint}."
             )
 
@@ -152,7 +153,7 @@ def same_dtype(dtype, whose: str, **named) -> None:
     for name, value in named.items():
         if jnp.result_type(value) != dtype:
             use = f"use {name}.astype(jnp.{jnp.dtype(dtype)})"
-            if jnp.dtype(dtype).itemsize > jnp.zeros((), dtype).itemsize:
+            if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
                 use = "JAX runs in 32 bits: set jax_enable_x64"
             raise ValueError(
                 f"{name} has dtype {jnp.result_type(value)}; it must be {jnp.dtype(dtype)}, {whose} "

@@ -43,22 +43,19 @@ FEW = 2
 def pytest_collection_modifyitems(items):
     """All but a few cases of a test are its long form: they are marked slow.
 
-    Which few depends on the name of the test alone, so that tests over the same families take
-    different ones, and the same in every run.
+    Which few, of those that were collected, depends on their names alone: tests over the same families
+    take different ones, and the same in every run.
     """
     cases = collections.defaultdict(list)
     for item in items:
         if hasattr(item, "callspec") and not any(item.iter_markers("slow")):
             cases[item.nodeid.split("[")[0]].append(item)
-    for name, group in cases.items():
-        mark = group[0].get_closest_marker("few")
-        few = mark.args[0] if mark else FEW
-        if group[0].get_closest_marker("every") or len(group) <= few:
-            continue
-        start = zlib.crc32(name.encode())
-        kept = {(start + i * len(group) // few) % len(group) for i in range(few)}
-        for place, item in enumerate(group):
-            if place not in kept:
+    for group in cases.values():
+        marks = (mark for mark in group[0].iter_markers() if mark.name in ("few", "every"))
+        nearest = next(marks, pytest.mark.few(FEW).mark)
+        if nearest.name == "few":
+            group.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+            for item in group[nearest.args[0] :]:
                 item.add_marker(pytest.mark.slow)
 
 

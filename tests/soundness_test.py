@@ -174,6 +174,7 @@ class TestLayers:
         )
         np.testing.assert_allclose(a, b, atol=layer.frozen, rtol=0)
 
+    @pytest.mark.few(5)
     def test_smallest_eigenvalue_of_the_condition(self, layer):
         if layer.matrices is None:
             return
@@ -188,12 +189,14 @@ class TestLayers:
             for make in (layer.constrain, layer.freeze):
                 assert smallest_eigenvalue(layer, make(one)) >= -1e-9
 
+    @pytest.mark.few(5)
     def test_negative_control_smallest_eigenvalue(self, layer):
         if layer.matrices is None:
             return
         weights = layer.broken(orthonormal(layer))
         assert smallest_eigenvalue(layer, weights) < -1e-3
 
+    @pytest.mark.few(10)
     @pytest.mark.parametrize("name", ["leaky_relu", "tanh", "sigmoid", "elu", "softplus", "selu"])
     def test_every_admissible_activation(self, layer, name):
         if not layer.activation or len(layer.shape) > 1:
@@ -211,6 +214,7 @@ class TestLayers:
         with pytest.raises(ValueError, match=f"{name}.*(mixes channels|slope goes down)"):
             layer.apply(weights, inputs(layer)[0], activation=name)
 
+    @pytest.mark.few(10)
     def test_refusing_is_right(self, layer):
         """With a forbidden activation declared admissible, the layer does expand."""
         if not layer.activation or len(layer.shape) > 1:

@@ -45,7 +45,7 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
     """
     check_padding(padding)
     _checks.at_least_rank(
-        3, "[*window, in, out] (apply_dense takes those of dense layers)", kernel=kernel
+        3, "[*window, in, out]; a dense kernel goes to apply_dense", kernel=kernel
     )
     dims = kernel.ndim - 2
     if x.ndim < dims + 1:

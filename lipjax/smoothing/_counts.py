@@ -119,6 +119,6 @@ def certificate(prediction, radius, info) -> Certificate:
 
 
 def without(counts, best):
-    """`counts` without the entry `best`, in their order."""
+    """The counts of all classes but `best`, in order."""
     places = np.arange(counts.shape[-1] - 1)
     return np.take_along_axis(counts, places + (places >= best), -1)

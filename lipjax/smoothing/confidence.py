@@ -99,9 +99,12 @@ def failure_table(trials: int, *, alpha: float, dtype=np.float32) -> np.ndarray:
 
 def _up(exact, dtype) -> np.ndarray:
     """The next number of that type at or above, at most 1."""
-    name = str(getattr(dtype, "__name__", dtype))
-    if name not in ("float32", "float64"):
-        raise ValueError(f"dtype is {name}; it must be float32 or float64.")
+    try:
+        known = np.dtype(dtype) in (np.dtype(np.float32), np.dtype(np.float64))
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"dtype is {dtype!r}; it must be float32 or float64.")
     if np.dtype(dtype) == np.float64:
         return exact
     narrow = exact.astype(np.float32)
@@ -128,7 +131,7 @@ def failure_in_jit(successes, trials, *, alpha: float):
     import jax.numpy as jnp
 
     if isinstance(alpha, jax.core.Tracer):
-        raise ValueError(f"alpha is {alpha}; it must be a number that is known outside of jit.")
+        raise ValueError(f"alpha is {alpha}; it must be known outside of jit.")
     _levels(alpha=alpha)
     for name, value in (("successes", successes), ("trials", trials)):
         if not jnp.issubdtype(jnp.result_type(value), jnp.integer):

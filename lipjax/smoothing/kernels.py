@@ -106,6 +106,7 @@ class Categorical:
             raise ValueError(
                 f"sizes is {self.sizes!r}; it must hold the number of values of each column."
             )
+        object.__setattr__(self, "sizes", tuple(self.sizes))
         for size in self.sizes:
             _checks.integer(2, sizes=size)
         if not self.sizes:

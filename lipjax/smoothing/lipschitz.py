@@ -29,7 +29,6 @@ NARROW = 1e-3
 WIDEST = 1e40
 """Larger widths `1 / (L sigma)` are taken for this, which is a larger constant: smaller radii."""
 
-
 SMALLEST = 1e-300
 """Smaller chances, whose last digits floating-point numbers lack, are taken for this: smaller radii."""
 
@@ -94,6 +93,7 @@ def radius(p_lower, p_upper=None, *, lipschitz, sigma) -> np.ndarray:
     if p_upper is None:
         return np.maximum(own, 0.0)[()]
     other, _, _ = _checked(lipschitz, sigma, p_upper=p_upper)
+    _checks.broadcastable(p_lower=p, p_upper=other, sigma=sigma)
     # Of what is subtracted the larger size is the safe one.
     other = quantile(other, lipschitz=constant, sigma=sigma)
     other = np.where(other > 0, other * (1 + 1e-9), other)
@@ -130,6 +130,7 @@ def margin_radius(margin, *, lipschitz, sigma) -> np.ndarray:
     """
     _, constant, sigma = _checked(lipschitz, sigma, p=0.5)
     value = np.asarray(margin, np.float64)
+    _checks.broadcastable(margin=value, lipschitz=constant, sigma=sigma)
     if not np.all((value >= -1) & (value <= 1)):
         raise ValueError(f"margin is {margin!r}; it must lie in [-1, 1].")
     # The sum is rounded to the nearest: one number less is safe.

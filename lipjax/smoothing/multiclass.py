@@ -144,7 +144,7 @@ def auto_share(others, enough: float = 1.0):
 
     Args:
         others: `[..., K - 1]`, votes or mean scores.
-        enough: Share of all these at which the second is the only one that counts.
+        enough: Share of their sum from which on the largest counts as the only one.
 
     >>> auto_share(np.array([[0, 0], [3, 0], [3, 1]])).tolist(), auto_share(np.array([5])).item()
     ([0.99, 0.9, 0.5], 1.0)

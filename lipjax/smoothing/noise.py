@@ -129,7 +129,8 @@ class IntegerGaussian:
         _checks.positive(sigma=sigma)
         _checks.integer(1, levels=levels)
         refine = max(1, int(min(LARGEST_DEVIATION / sigma, 2**16) // levels))
-        low, high = 0.05 / (levels * refine), LARGEST_DEVIATION / levels
+        low = 0.05 / (levels * max(1, 2**16 // levels))
+        high = LARGEST_DEVIATION / levels
         if not low <= sigma <= high:
             raise ValueError(
                 f"sigma is {sigma!r}; with {levels} levels it must lie in [{low:.3g}, {high:.6g}]."
@@ -328,6 +329,7 @@ class Product:
             raise ValueError(
                 f"parts is {self.parts!r}; it must be a tuple, of one noise for each part."
             )
+        object.__setattr__(self, "parts", tuple(self.parts))
         for part in self.parts:
             if part is not None and not callable(part):
                 raise ValueError(f"parts holds {part!r}; each part must be a noise or None.")
@@ -342,7 +344,7 @@ class Product:
 
     def law_error(self, sizes: tuple[int, ...]) -> float:
         """At most the total variation between the law of parts of these sizes and the exact one."""
-        if not isinstance(sizes, tuple | list) or len(sizes) != len(self.parts):
+        if np.ndim(sizes) != 1 or len(sizes) != len(self.parts):
             raise ValueError(f"sizes is {sizes!r}; it must hold {len(self.parts)} numbers.")
         for part in self.parts:
             if part is not None and not hasattr(part, "law_error"):

@@ -59,8 +59,8 @@ def certify(
         sigma: Standard deviation of the noise, a number or `float[...]`, for each input of the batch.
         alpha: Chance, for each input, that the certificate is wrong.
         budget: `"auto"`, `"weighted"` or `"bonferroni"`, as in `lipjax.smoothing.multiclass`; for
-            "auto" one other class counts as the only one where nine tenths of what the first lacks are
-            its own.
+            "auto" one other class counts as the only one if it has at least nine tenths of the scores of
+            all others.
         bound: `"bernstein"`, `"kl"`, or for each mean the better of them, each at half the level.
         lipschitz: l2 constant of every score on the whole space, a number or an upper `Bound`, for
             the larger radius of `lipjax.smoothing.lipschitz`.
