@@ -100,11 +100,11 @@ def failure_table(trials: int, *, alpha: float, dtype=np.float32) -> np.ndarray:
 def _up(exact, dtype) -> np.ndarray:
     """The next number of that type at or above, at most 1."""
     try:
-        known = np.dtype(dtype) in (np.dtype(np.float32), np.dtype(np.float64))
+        name = np.dtype(dtype).name
     except TypeError:
-        known = False
-    if not known:
-        raise ValueError(f"dtype is {dtype!r}; it must be float32 or float64.")
+        name = str(dtype)
+    if name not in ("float32", "float64"):
+        raise ValueError(f"dtype is {name}; it must be float32 or float64.")
     if np.dtype(dtype) == np.float64:
         return exact
     narrow = exact.astype(np.float32)
