@@ -196,29 +196,34 @@ class TestLayers:
         weights = layer.broken(orthonormal(layer))
         assert smallest_eigenvalue(layer, weights) < -1e-3
 
-    @pytest.mark.few(10)
+
+def around_activations(*, dense: bool):
+    """Layers with an activation inside; with Jacobians at hand, the dense ones."""
+    rows = families.one_of_each(families.LAYERS)
+    layers = [(row, row.values[0]) for row in rows]
+    return [row for row, one in layers if one.activation and not (dense and len(one.shape) > 1)]
+
+
+class TestActivations:
+    @pytest.mark.few(6)
+    @pytest.mark.parametrize("layer", around_activations(dense=True))
     @pytest.mark.parametrize("name", ["leaky_relu", "tanh", "sigmoid", "elu", "softplus", "selu"])
     def test_every_admissible_activation(self, layer, name):
-        if not layer.activation or len(layer.shape) > 1:
-            return
         weights = initial(layer)
         points = np.concatenate([0.1 * inputs(layer), 3 * inputs(layer)])
         assert jacobian_norm(layer, weights, points, activation=name) <= 1 + 1e-5
 
     @pytest.mark.few(10)
+    @pytest.mark.parametrize("layer", around_activations(dense=False))
     @pytest.mark.parametrize("name", ["abs", "max_min", "group_sort", "gelu", "silu"])
     def test_others_are_refused_with_the_reason(self, layer, name):
-        if not layer.activation:
-            return
         weights = initial(layer)
         with pytest.raises(ValueError, match=f"{name}.*(mixes channels|slope goes down)"):
             layer.apply(weights, inputs(layer)[0], activation=name)
 
-    @pytest.mark.few(10)
+    @pytest.mark.parametrize("layer", around_activations(dense=True))
     def test_refusing_is_right(self, layer):
         """With a forbidden activation declared admissible, the layer does expand."""
-        if not layer.activation or len(layer.shape) > 1:
-            return
         cheat = activations.Activation("cheat", jnp.abs, (0.0, 1.0))
         weights = orthonormal(layer)
         assert jacobian_norm(layer, weights, inputs(layer, 12), activation=cheat) > 1.5
