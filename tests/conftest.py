@@ -35,8 +35,8 @@ gc.freeze()
 gc.set_threshold(200_000, 100, 100)
 
 
-FEW = 2
-"""Cases of a parametrized test that always run, unless it is marked `few` or `every`."""
+FEW = 1
+"""How many cases of a parametrized test always run, unless it is marked `few` or `every`."""
 
 
 @pytest.hookimpl(tryfirst=True)

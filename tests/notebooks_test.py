@@ -21,7 +21,12 @@ def test_there_are_notebooks():
     assert "certify_in_ten_lines" in NAMES
 
 
-LONG = {"one_condition_many_layers", "randomized_smoothing", "spectral_norms"}
+LONG = {
+    "certify_in_ten_lines",
+    "one_condition_many_layers",
+    "randomized_smoothing",
+    "spectral_norms",
+}
 
 
 @pytest.mark.every

@@ -103,7 +103,7 @@ def inputs(layer, count=6):
     return points
 
 
-@pytest.mark.few(14)
+@pytest.mark.few(9)
 @pytest.mark.parametrize("layer", families.by_name(families.LAYERS))
 def test_jacobian_at_most_one_for_every_kernel(layer):
     params = families.params_like(layer, families.arrays)
@@ -116,7 +116,7 @@ def test_jacobian_at_most_one_for_every_kernel(layer):
 
 @pytest.mark.parametrize("layer", families.one_of_each(families.LAYERS))
 class TestLayers:
-    @pytest.mark.few(9)
+    @pytest.mark.few(6)
     def test_jacobian_at_most_one_where_it_is_largest(self, layer, seeded_key):
         weights = layer.constrain(layer.init(seeded_key))
         found = lipschitz_lower_bound(

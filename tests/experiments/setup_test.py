@@ -127,6 +127,7 @@ def test_losses_of_margins_learn_the_digits(loss, tmp_path):
     assert last["accuracy"] > 0.85 and last["skipped"] == 0
 
 
+@pytest.mark.slow
 def test_the_loop_tells_the_loss_how_far_it_is(tmp_path, monkeypatch):
     seen = setup.loss
 

@@ -46,7 +46,7 @@ def state_dict(width=4, window=3):
     return {name: value.astype(np.float32) for name, value in arrays.items()}
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("window,size", [(3, 17), (7, 65)])
 def test_bounded_as_it_stands(window, size):
     fn = resnet.from_state_dict(state_dict(window=window))
