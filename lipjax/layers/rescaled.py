@@ -172,7 +172,6 @@ def _init(key, shape, side) -> Params:
 
 
 def _constrain(rescaled, diagonal, params, num_iters, tighten, side) -> Linear:
-    _checks.truth(tighten=tighten)
     options = dict(num_iters=num_iters, log_q=params.log_q)
     kernel = rescaled(params.kernel, **options, tighten=tighten, side=side)
     witness = forms.witness(params.kernel, functools.partial(diagonal, **options), side)

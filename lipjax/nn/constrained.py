@@ -103,18 +103,24 @@ def key_of(rngs) -> Array:
         ) from error
 
 
+def refuse_classes(**named) -> None:
+    """That each holds layers, not classes that would make one."""
+    for name, layers in named.items():
+        for layer in layers:
+            if isinstance(layer, type):
+                kind = layer.__name__
+                raise ValueError(f"{name} has the class {kind}; pass a layer, {kind}(...).")
+
+
 def take_params(**named):
     """The free parameters of layers, which from now on belong to the module that is made of them.
 
     Raises:
         ValueError: for one that is no layer, twice the same one, holds weights or gave its own away.
     """
+    refuse_classes(**named)
     ((name, layers),) = named.items()
     for i, layer in enumerate(layers):
-        if isinstance(layer, type):
-            raise ValueError(
-                f"{name} has the class {layer.__name__}; pass a layer, {layer.__name__}(..., rngs=rngs)."
-            )
         kind = type(layer).__name__
         if not isinstance(layer, Constrained):
             raise ValueError(

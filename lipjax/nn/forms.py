@@ -13,7 +13,7 @@ from flax import nnx
 
 from lipjax import _numerics
 from lipjax.layers import activations, forms, lmi
-from lipjax.nn.constrained import Constrained, take_params
+from lipjax.nn.constrained import Constrained, refuse_classes, take_params
 from lipjax.typing import Bound
 
 
@@ -36,7 +36,8 @@ class Residual(Constrained):
 
     def __init__(self, layer: Constrained, *, activation="relu"):
         activations.slope_restricted(activation)
-        if not isinstance(layer, type) and getattr(layer, "linear", None) is None:
+        refuse_classes(layer=[layer])
+        if getattr(layer, "linear", None) is None:
             raise ValueError(
                 f"layer is a {type(layer).__name__}; it must be a linear layer, such as CayleyDense "
                 "or AOLConv."
@@ -82,11 +83,8 @@ class Chain(Constrained):
     def __init__(self, *layers):
         if not layers:
             raise ValueError("layers is empty; it must hold at least one layer.")
+        refuse_classes(layers=layers)
         for layer in layers:
-            if isinstance(layer, type) and issubclass(layer, nnx.Module):
-                raise ValueError(
-                    f"layers has the class {layer.__name__}; pass a layer, {layer.__name__}(...)."
-                )
             known = isinstance(layer, Constrained | activations.ActivationModule)
             if isinstance(layer, list | tuple) or (isinstance(layer, nnx.Module) and not known):
                 raise ValueError(

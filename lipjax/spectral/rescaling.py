@@ -100,6 +100,7 @@ def rescale(
     """
     matrix = jnp.asarray(matrix)
     _check_matrix(matrix, num_iters)
+    _checks.truth(tighten=tighten)
     if on_rows(matrix, side):
         options = dict(num_iters=num_iters, log_q=log_q, tighten=tighten, side="output")
         return _transpose(rescale(_transpose(matrix), **options))
@@ -156,6 +157,7 @@ def conv_rescale(
     """
     kernel = jnp.asarray(kernel)
     check_kernel(kernel)
+    _checks.truth(tighten=tighten)
     if on_rows(kernel, side):
         options = dict(num_iters=num_iters, log_q=log_q, tighten=tighten, side="output")
         return _transpose(conv_rescale(_transpose(kernel), **options))
