@@ -28,7 +28,7 @@ def checked(least_classes: int, **named):
             raise ValueError(
                 f"{name} has shape {counts.shape} and {first} {one.shape}; they must be the same."
             )
-    return [counts.astype(np.int64) for counts in arrays.values()]
+    return [counts.astype(np.int64, copy=False) for counts in arrays.values()]
 
 
 def _array(name, value):

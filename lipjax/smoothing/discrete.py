@@ -60,13 +60,13 @@ def certify(
     """
     check_edits(kernel, max_edits=max_edits)
     options = dict(alpha=alpha, budget=budget, law_error=law_error, num_samples=num_samples)
-    found = multiclass.certify(selection, estimation, sigma=1.0, **options)
-    own, other = found.info["p_lower"], found.info["p_upper"]
-    kept = hold(own, other, kernel=kernel, max_edits=max_edits)
+    found = multiclass.bounds(selection, estimation, **options)
+    own = rest(found.failure)
+    kept = hold(own, found.others, kernel=kernel, max_edits=max_edits).any(0)
     best = _counts.chosen(np.asarray(selection))[..., 0]
     prediction = np.where(kept[..., 0], best, ABSTAIN).astype(np.int32)
     edits = np.maximum(kept.sum(-1) - 1, 0).astype(np.float64)
-    return Certificate(prediction, edits, found.info)
+    return Certificate(prediction, edits, found.info())
 
 
 def hold(p_lower, p_upper, *, kernel, max_edits: int) -> np.ndarray:

@@ -38,7 +38,8 @@ class HybridCertificate(NamedTuple):
             changed tokens; 0 where nothing, or only the tokens, is proved.
         edits: `int32[...]`, the largest number of changed tokens that is proved without moving the
             continuous part; at most `max_edits`, -1 with ABSTAIN.
-        info: `p_lower`, `p_upper` and the ledger of alpha.
+        info: `p_lower`, `p_upper` and the ledger of alpha, of the bounds with the largest radius
+            without edits; with more edits others may be better, which hold at the same alpha.
     """
 
     prediction: np.ndarray
@@ -88,17 +89,21 @@ def certify(
     """
     check_edits(kernel, max_edits=max_edits)
     options = dict(alpha=alpha, budget=budget, law_error=law_error, num_samples=num_samples)
-    found = multiclass.certify(selection, estimation, sigma=sigma, **options)
-    own, other = found.info["p_lower"], found.info["p_upper"]
+    found = multiclass.bounds(selection, estimation, **options)
+    _, sigma = _counts.levels(alpha, sigma)
+    _counts.check_batch(found.failure.shape[1:], sigma=sigma)
+    own, other = rest(found.failure), found.others
     kept = hold(own, other, kernel=kernel, max_edits=max_edits)
     radii = [
         radius(own, other, kernel=kernel, num_edits=d, sigma=sigma) for d in range(max_edits + 1)
     ]
-    radii = np.minimum.accumulate(np.stack(radii, -1), -1) * kept
+    # Every pair of bounds holds, so the best of them does, for each number of edits.
+    radii = (np.minimum.accumulate(np.stack(radii, -1), -1) * kept).max(0)
+    kept = kept.any(0)
     best = _counts.chosen(np.asarray(selection))[..., 0]
     prediction = np.where(kept[..., 0], best, ABSTAIN).astype(np.int32)
     edits = kept.sum(-1).astype(np.int32) - 1
-    return HybridCertificate(prediction, radii, edits, found.info)
+    return HybridCertificate(prediction, radii, edits, found.info())
 
 
 def radius(

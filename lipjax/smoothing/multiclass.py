@@ -13,7 +13,18 @@ every class or bucket, as if all bounds had to hold, and are there for compariso
 
 Bounding the runner-up alone is not enough, on whichever sample it is found: another class may be the
 likely one, and no alpha makes up for that.
+
+The default is never smaller than the radius from $p_A$ alone at all of alpha. It takes the larger of the
+two, both at alpha, where the classes beyond the leading two have votes enough; with fewer it is that
+radius. Let B be the likeliest other class and $\rho = 1 - p_A - p_B$. What an attack leaves of a chance
+p is convex in p, so the first radius is wrong only if its bound is above $p_A + \rho / 2$: alpha times
+$e^{-\kappa \rho / 2}$, see `_slope`. Where that is at most the share s that the second radius spends on
+A, the first is wrong only when the second is. Where it is more, $\rho$ is so small that votes enough
+come with chance at most $\alpha (1 - e^{-\kappa \rho / 2})$: see `_enough`. The same holds for changed
+tokens.
 """
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,10 +37,44 @@ REST = 0.05
 """Share of alpha that "weighted" leaves to the classes that did not contend on the first sample."""
 
 
-SURE = 0.99
-"""Share of alpha that "auto" gives a class that got all votes of the first sample."""
-LIKELY = 0.9
-"""And one that shared them with one other class, which then has nearly all that it lacks."""
+SHARE = 0.6
+"""Of alpha, that "auto" spends on the class where it bounds the likeliest other one too."""
+FEW = 0.8
+"""The same where the first sample had votes for two classes at most."""
+
+
+class Bounds(NamedTuple):
+    """Chances that all hold together; each of them proves what it proves.
+
+    Attributes:
+        failure: `float64[j, ...]`, at least what the class lacks to 1.
+        others: `float64[j, ...]`, at least the chance of every other class.
+        ledger: What each kind of failure gets of alpha, `float64[j, ...]`.
+    """
+
+    failure: np.ndarray
+    others: np.ndarray
+    ledger: dict[str, np.ndarray]
+
+    def radius(self) -> np.ndarray:
+        """That of each, without changed tokens, in units of the noise."""
+        from scipy import special
+
+        return (-special.ndtri(self.failure) - special.ndtri(self.others)) / 2
+
+    def info(self) -> dict[str, Any]:
+        """Of the one with the largest radius: `p_lower`, `p_upper` and the ledger."""
+        best = self.radius().argmax(0)[None]
+
+        def of(a):
+            return np.take_along_axis(a, best, 0)[0]
+
+        ledger = {name: of(levels) for name, levels in self.ledger.items()}
+        return {
+            "p_lower": _counts.rest(of(self.failure)),
+            "p_upper": of(self.others),
+            "ledger": ledger,
+        }
 
 
 def certify(
@@ -49,10 +94,11 @@ def certify(
         estimation: `int[..., K]`, votes of a second, independent one.
         sigma: Standard deviation of the noise, a number or `float[...]`.
         alpha: Chance, for each input, that the certificate is wrong.
-        budget: How alpha is spent. `"auto"`: on the class half of it, nine tenths where the first
-            sample had votes for it and one other class alone, 99 hundredths where it had all of them;
-            the rest on the likeliest other class, whichever that is. All on one of two classes, as the
-            other has what it lacks. `"weighted"`: half on the class, most of the rest shared by those
+        budget: How alpha is spent. `"auto"`: all on the class, as
+            `lipjax.smoothing.gaussian.certify`; where classes beyond the leading two have votes enough,
+            the larger of that radius and one that spends six tenths on the class (eight if the first
+            sample had votes for two classes at most), the rest on the likeliest other class, whichever
+            that is. `"weighted"`: half on the class, most of the rest shared by those
             that came near the second on the first sample, a twentieth by all others. `"bonferroni"`:
             the same on every class. `"partition"`: classes are put into buckets as in the reference,
             each bounded as one.
@@ -63,7 +109,8 @@ def certify(
         `Certificate` with float64 NumPy radii; `info` has `p_lower`, `p_upper` of the others, and the
         ledger, what each kind of failure got of alpha.
 
-    Guarantee: as `lipjax.smoothing.gaussian.certify`, for every budget.
+    Guarantee: as `lipjax.smoothing.gaussian.certify`, for every budget. With "auto" the radius is at
+    least that of `gaussian.certify`.
 
     Raises:
         ValueError: as `lipjax.smoothing.gaussian.certify`; for an unknown budget.
@@ -75,37 +122,60 @@ def certify(
     >>> int(found.prediction), float(found.radius.round(4))
     (0, 0.1166)
     """
-    from scipy import special
-
-    _checks.one_of(BUDGETS, budget=budget)
     selection, estimation = _counts.checked(2, selection=selection, estimation=estimation)
     alpha, sigma = _counts.levels(alpha, sigma)
     _counts.check_batch(selection.shape[:-1], sigma=sigma)
+    options = dict(alpha=alpha, budget=budget, law_error=law_error, num_samples=num_samples)
+    found = bounds(selection, estimation, **options)
+    best = _counts.chosen(selection)[..., 0]
+    return _counts.certificate(best, sigma * found.radius().max(0), found.info())
+
+
+def bounds(
+    selection,
+    estimation,
+    *,
+    alpha: float,
+    budget: str = "auto",
+    law_error: float = 0.0,
+    num_samples: int | None = None,
+) -> Bounds:
+    """What `certify` and its relatives are made of; arguments and errors as there.
+
+    Guarantee: with probability at least `1 - alpha`, everything that follows from any of the bounds is
+    true: radii, changed tokens, and both together.
+
+    >>> found = bounds([100, 0, 0], [99_000, 900, 100], alpha=0.001)
+    >>> found.radius().round(3).tolist()
+    [2.29, 2.306]
+    """
+    _checks.one_of(BUDGETS, budget=budget)
+    selection, estimation = _counts.checked(2, selection=selection, estimation=estimation)
+    alpha, _ = _counts.levels(alpha, 1.0)
     _counts.check_sums(num_samples, estimation=estimation)
     best = _counts.chosen(selection)
     votes = np.take_along_axis(estimation, best, -1)[..., 0]
-    spend = {
-        "weighted": _weighted,
-        "auto": _auto,
-        "bonferroni": _bonferroni,
-        "partition": _partition,
-    }[budget]
-    own, groups = spend(selection, estimation, best, _counts.spendable(alpha))
     trials = estimation.sum(-1)
+    if budget == "auto":
+        return _auto(selection, estimation, best, alpha, law_error)
+    spend = {"weighted": _weighted, "bonferroni": _bonferroni, "partition": _partition}[budget]
+    own, groups = spend(selection, estimation, best, _counts.spendable(alpha))
     failure = confidence.failure(votes, trials, alpha=own)
-    others = np.zeros(failure.shape) if groups else failure
-    ledger = {"the class is less likely": own}
+    others = np.zeros(failure.shape)
+    ledger = {"the class is less likely": own[None]}
     for name, most, level, count in groups:
         level = np.where(count > 0, level, 0.5)
         bound = confidence.failure(trials - most, trials, alpha=level)  # of not being among them
-        bound = np.where(count > 0, bound, 0.0)
-        others = np.maximum(others, bound)
-        ledger[name] = level * count
+        others = np.maximum(others, np.where(count > 0, bound, 0.0))
+        ledger[name] = (level * count)[None]
+    return _capped(failure[None], others[None], law_error, ledger)
+
+
+def _capped(failure, others, law_error, ledger):
+    """Another class has at most what the class lacks."""
     failure = _counts.less_sure(failure, law_error)
     others = np.minimum(_counts.less_sure(others, law_error), failure)
-    radius = sigma / 2 * (-special.ndtri(failure) - special.ndtri(others))
-    info = {"p_lower": _counts.rest(failure), "p_upper": others, "ledger": ledger}
-    return _counts.certificate(best[..., 0], radius, info)
+    return Bounds(failure, others, ledger)
 
 
 def _bonferroni(selection, estimation, best, alpha):
@@ -131,28 +201,66 @@ def _weighted(selection, estimation, best, alpha):
     ]
 
 
-def _auto(selection, estimation, best, alpha):
-    own = alpha * auto_share(_counts.without(selection, best))
-    if selection.shape[-1] == 2:
-        return own, []
+def _auto(selection, estimation, best, alpha, law_error):
+    votes, trials = np.take_along_axis(estimation, best, -1)[..., 0], estimation.sum(-1)
+    failure = confidence.failure(votes, trials, alpha=alpha)
+    ledger = {"the class is less likely": np.full((1, *failure.shape), alpha)}
+    if selection.shape[-1] == 2:  # a bound for one is a bound for the other
+        return _capped(failure[None], failure[None], law_error, ledger)
     most = _counts.without(estimation, best).max(-1)
-    return own, [("the likeliest other class is more likely", most, alpha - own, np.int64(1))]
+    seen = np.count_nonzero(_counts.without(selection, best), axis=-1)
+    share = np.where(seen > 1, SHARE, FEW)
+    apart = _enough(trials - votes - most, votes, trials, alpha=alpha, share=share)
+    own = _counts.spendable(alpha) * share
+    left = _counts.spendable(alpha) - own
+    shared = np.where(apart, confidence.failure(votes, trials, alpha=own), failure)
+    other = np.where(apart, confidence.failure(trials - most, trials, alpha=left), failure)
+    ledger = {
+        "the class is less likely": np.stack(
+            [np.full(own.shape, alpha), np.where(apart, own, alpha)]
+        ),
+        "the likeliest other class is more likely": np.stack(
+            [np.zeros(own.shape), np.where(apart, left, 0.0)]
+        ),
+    }
+    return _capped(np.stack([failure, shared]), np.stack([failure, other]), law_error, ledger)
 
 
-def auto_share(others, enough: float = 1.0):
-    """Share of alpha that "auto" gives the class, from what the others had on the first sample.
+def _enough(rest, votes, trials, *, alpha: float, share):
+    r"""Whether the classes beyond two have votes enough for the second radius at no more alpha.
 
-    Args:
-        others: `[..., K - 1]`, votes or mean scores.
-        enough: Share of their sum from which on the largest counts as the only one.
+    With $\rho_0 = 2 \log(1 / s) / \kappa$ the chance of m votes at $\rho_0$ must be at most
+    $(1 - s) \alpha$. Below $\rho_0$ it is then at most $\alpha (1 - e^{-\kappa \rho / 2})$: that is
+    concave in $\rho$, the chance is convex up to $(m - 1) / (n - 1)$, both are 0 at 0.
 
-    >>> auto_share(np.array([[0, 0], [3, 0], [3, 1]])).tolist(), auto_share(np.array([5])).item()
-    ([0.99, 0.9, 0.5], 1.0)
+    $\kappa$ may depend on the votes of the class, as it grows with them. Let the first radius be wrong
+    from c votes on. Then either it is wrong, or there were fewer, and the rest needed no fewer than at c.
     """
-    if others.shape[-1] == 1:  # a bound for one is a bound for the other
-        return np.ones(others.shape[:-1])
-    second, total = others.max(-1), others.sum(-1)
-    return np.where(total == 0, SURE, np.where(second >= enough * total, LIKELY, 0.5))
+    from scipy import special
+
+    if alpha >= 0.5:
+        return np.zeros(np.shape(rest), bool)
+    few = -2 * np.log(share) / _slope(votes, trials, alpha) * (1 + 1e-9)
+    few = np.minimum(few, 1.0)
+    chance = special.betainc(np.maximum(rest, 1), trials - rest + 1, few)
+    return (rest - 1 >= (trials - 1) * few) & (chance * (1 + 1e-9) <= (1 - share) * alpha)
+
+
+def _slope(votes, trials, alpha):
+    r"""$\kappa$: a bound $\underline p$ of those votes is above $p + t$ with chance $\alpha e^{-\kappa t}$.
+
+    At most, for bounds above 1/2. The chance of as many votes is a beta distribution function of p,
+    whose logarithm is concave; it is alpha at the bound and at least 1/2 at the share q of the votes. By
+    Chernoff the two differ by at most g with $g^2 = 2 (q - g)(1 - q + g) \log(1 / \alpha) / n$, which
+    falls in q, while $q - g \ge 1/2$, and by Hoeffding by no more than the root of
+    $\log(1 / \alpha) / 2n$.
+    """
+    q, e = votes / trials, -np.log(alpha) / trials
+    away = 2 * q - 1
+    root = np.sqrt((e * away) ** 2 + 2 * e * (1 + 2 * e) * q * (1 - q))
+    gap = (e * away + root) / (1 + 2 * e)
+    gap = np.where(q - gap >= 0.5, gap, np.sqrt(e / 2))
+    return -np.log(2 * alpha) / gap
 
 
 def _partition(selection, estimation, best, alpha):

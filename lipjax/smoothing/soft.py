@@ -22,7 +22,7 @@ from lipjax import _checks
 from lipjax.smoothing import _counts, confidence, simplex
 from lipjax.smoothing.lipschitz import margin_radius
 from lipjax.smoothing.lipschitz import radius as lipschitz_radius
-from lipjax.smoothing.multiclass import REST, auto_share
+from lipjax.smoothing.multiclass import REST
 from lipjax.smoothing.sampling import Moments, sample_moments
 from lipjax.typing import Certificate
 
@@ -30,6 +30,10 @@ BUDGETS = ("auto", "weighted", "bonferroni")
 BOUNDS = ("both", "bernstein", "kl")
 DECIDED = 0.99
 """A score at which it is decided whether a Lipschitz constant is worth its error."""
+SURE = 0.99
+"""Share of alpha that "auto" gives a class that had all of the first sample."""
+LIKELY = 0.9
+"""And one that shared it with one other class, which then has nearly all that it lacks."""
 ENOUGH = 0.9
 """Share of the scores of all other classes that makes one of them the only one that counts."""
 GRID = 2.0**-24
@@ -366,7 +370,7 @@ def _shares(mean, error, alpha, budget, least):
         ledger = {"the class is less likely": level[..., 0], "another class is more likely": total}
         return best, level, ledger
     if budget == "auto":
-        own = alpha * auto_share(_counts.without(mean, best), ENOUGH)
+        own = alpha * _own_share(_counts.without(mean, best))
         level = np.broadcast_to((alpha - own)[..., None], mean.shape).copy()
         np.put_along_axis(level, best, own[..., None], -1)
         ledger = {
@@ -393,6 +397,14 @@ def _shares(mean, error, alpha, budget, least):
         "another class is more likely": np.where(far > 0, REST * alpha, 0.0)[..., 0],
     }
     return best, level, ledger
+
+
+def _own_share(others):
+    """Share of alpha that "auto" gives the class, from the mean scores `[..., K - 1]` of the others."""
+    if others.shape[-1] == 1:  # a bound for one is a bound for the other
+        return np.ones(others.shape[:-1])
+    second, total = others.max(-1), others.sum(-1)
+    return np.where(total == 0, SURE, np.where(second >= ENOUGH * total, LIKELY, 0.5))
 
 
 def _excess(classes: int) -> float:

@@ -231,6 +231,24 @@ def test_certificates_of_counts():
     assert one.radius.shape == (1,) and int(one.edits) == 0
 
 
+@pytest.mark.parametrize("kernel", [Mask(0.9), Uniform(0.9, 5)])
+def test_the_default_is_at_least_the_certificate_of_the_class_alone(kernel):
+    """For every number of edits, at every input; other budgets are not."""
+    rng, edits = np.random.default_rng(0), 4
+    p = rng.dirichlet([8.0, 0.5, 0.1], 60)
+    counts = [rng.multinomial(n, p) for n in (100, 10_000)]
+    options = dict(sigma=0.5, alpha=0.001)
+    alone = gaussian.certify(*counts, **options)
+    alone = hybrid.curve(alone.info["p_lower"], kernel=kernel, max_edits=edits, sigma=0.5)
+    more = dict(kernel=kernel, max_edits=edits, **options)
+    found = hybrid.certify(*counts, **more).radius
+    assert (found >= alone * (1 - 1e-8)).all() and (found.sum(0) >= alone.sum(0)).all()
+    other = hybrid.certify(*counts, budget="bonferroni", **more).radius
+    assert (other < alone * (1 - 1e-3)).any(0).all()
+    whole = discrete.certify(*counts, kernel=kernel, alpha=0.001, max_edits=edits)
+    assert (whole.radius >= (alone > 0).sum(1) - 1).all()
+
+
 def test_a_certificate_holds_for_all_edits_at_one_alpha():
     """Failures of the smallest mean that attacks leave to the worst function, over many counts."""
     rng = np.random.default_rng(0)
