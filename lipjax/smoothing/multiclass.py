@@ -234,7 +234,7 @@ def _enough(rest, votes, trials, *, alpha: float, share):
     concave in $\rho$, the chance is convex up to $(m - 1) / (n - 1)$, both are 0 at 0.
 
     $\kappa$ may depend on the votes of the class, as it grows with them. Let the first radius be wrong
-    from c votes on. Then either it is wrong, or there were fewer, and the rest needed no fewer than at c.
+    from c votes on. Either it is, or there were fewer, and the rest needed at least what it needs at c.
     """
     from scipy import special
 
@@ -247,9 +247,9 @@ def _enough(rest, votes, trials, *, alpha: float, share):
 
 
 def _slope(votes, trials, alpha):
-    r"""$\kappa$: a bound $\underline p$ of those votes is above $p + t$ with chance $\alpha e^{-\kappa t}$.
+    r"""$\kappa$: a bound of so many votes is above $p + t$ with chance $\alpha e^{-\kappa t}$ at most.
 
-    At most, for bounds above 1/2. The chance of as many votes is a beta distribution function of p,
+    For bounds above 1/2. The chance of as many votes is a beta distribution function of p,
     whose logarithm is concave; it is alpha at the bound and at least 1/2 at the share q of the votes. By
     Chernoff the two differ by at most g with $g^2 = 2 (q - g)(1 - q + g) \log(1 / \alpha) / n$, which
     falls in q, while $q - g \ge 1/2$, and by Hoeffding by no more than the root of

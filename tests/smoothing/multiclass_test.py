@@ -168,7 +168,7 @@ def test_the_default_costs_nothing_where_one_class_has_what_the_other_lacks(clas
 
 
 def at_the_edge(c, rho, trials, alpha):
-    """Chances (a, b, rho) for which the radius from the class alone is just too large from c votes on."""
+    """Chances (a, b, rho) at which the radius of the class alone is just too large from c votes on."""
     z = -special.ndtri(confidence.failure(c, trials, alpha=alpha))
     low, high = 0.0, special.ndtr(z)
     for _ in range(80):
