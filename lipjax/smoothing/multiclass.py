@@ -14,14 +14,14 @@ every class or bucket, as if all bounds had to hold, and are there for compariso
 Bounding the runner-up alone is not enough, on whichever sample it is found: another class may be the
 likely one, and no alpha makes up for that.
 
-The default is never smaller than the radius from $p_A$ alone at all of alpha. It takes the larger of the
-two, both at alpha, where the classes beyond the leading two have votes enough; with fewer it is that
-radius. Let B be the likeliest other class and $\rho = 1 - p_A - p_B$. What an attack leaves of a chance
-p is convex in p, so the first radius is wrong only if its bound is above $p_A + \rho / 2$: alpha times
-$e^{-\kappa \rho / 2}$, see `_slope`. Where that is at most the share s that the second radius spends on
-A, the first is wrong only when the second is. Where it is more, $\rho$ is so small that votes enough
-come with chance at most $\alpha (1 - e^{-\kappa \rho / 2})$: see `_enough`. The same holds for changed
-tokens.
+The default is never smaller than the radius from $p_A$ alone: where the classes beyond the leading two
+have votes enough it takes the larger of that and the one from two bounds, both at alpha. Let B be the
+likeliest other class and $\rho = 1 - p_A - p_B$. What an attack leaves of a chance is convex in it, so
+the radius from $p_A$ alone is wrong only if its bound is above $p_A + \rho / 2$, with chance
+$\alpha e^{-\kappa \rho / 2}$ at most (`_slope`). Where that is no more than the part of alpha which the
+other radius spends on A, this part pays for both, as both are wrong from some number of votes for A on.
+Where it is more, $\rho$ is so small that votes enough come with chance
+$\alpha (1 - e^{-\kappa \rho / 2})$ at most (`_enough`). With changed tokens it is the same.
 """
 
 from typing import Any, NamedTuple
@@ -35,8 +35,6 @@ from lipjax.typing import Certificate
 BUDGETS = ("auto", "weighted", "bonferroni", "partition")
 REST = 0.05
 """Share of alpha that "weighted" leaves to the classes that did not contend on the first sample."""
-
-
 SHARE = 0.6
 """Of alpha, that "auto" spends on the class where it bounds the likeliest other one too."""
 FEW = 0.8

@@ -62,9 +62,10 @@ def certify(
             these axes.
         sigma: Standard deviation of the noise, a number or `float[...]`, for each input of the batch.
         alpha: Chance, for each input, that the certificate is wrong.
-        budget: `"auto"`, `"weighted"` or `"bonferroni"`, as in `lipjax.smoothing.multiclass`; for
-            "auto" one other class counts as the only one if it has at least nine tenths of the scores of
-            all others.
+        budget: How alpha is spent. `"auto"`: on the class half of it, nine tenths where one other class
+            had at least that part of all other scores of the first sample, 99 hundredths where there
+            were none; the rest on the likeliest other class, whichever that is. All on one of two
+            classes. `"weighted"` and `"bonferroni"`: as in `lipjax.smoothing.multiclass`.
         bound: `"bernstein"`, `"kl"`, or for each mean the better of them, each at half the level.
         lipschitz: l2 constant of every score on the whole space, a number or an upper `Bound`, for
             the larger radius of `lipjax.smoothing.lipschitz`.
