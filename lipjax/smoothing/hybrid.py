@@ -38,8 +38,8 @@ class HybridCertificate(NamedTuple):
             changed tokens; 0 where nothing, or only the tokens, is proved.
         edits: `int32[...]`, the largest number of changed tokens that is proved without moving the
             continuous part; at most `max_edits`, -1 with ABSTAIN.
-        info: `p_lower`, `p_upper` and the ledger of alpha, of the bounds with the largest radius
-            without edits; with more edits others may be better, which hold at the same alpha.
+        info: `p_lower`, `p_upper` and the ledger of alpha, of the pair with the largest radius without
+            edits (`lipjax.smoothing.multiclass.Bounds`); others may be better with more edits.
     """
 
     prediction: np.ndarray
@@ -97,7 +97,7 @@ def certify(
     radii = [
         radius(own, other, kernel=kernel, num_edits=d, sigma=sigma) for d in range(max_edits + 1)
     ]
-    # Every pair of bounds holds, so the best of them does, for each number of edits.
+    # What any pair proves is true, so the best may be taken for each number of edits.
     radii = (np.minimum.accumulate(np.stack(radii, -1), -1) * kept).max(0)
     kept = kept.any(0)
     best = _counts.chosen(np.asarray(selection))[..., 0]

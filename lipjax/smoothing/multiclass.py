@@ -14,14 +14,16 @@ every class or bucket, as if all bounds had to hold, and are there for compariso
 Bounding the runner-up alone is not enough, on whichever sample it is found: another class may be the
 likely one, and no alpha makes up for that.
 
-The default is never smaller than the radius from $p_A$ alone: where the classes beyond the leading two
-have votes enough it takes the larger of that and the one from two bounds, both at alpha. Let B be the
-likeliest other class and $\rho = 1 - p_A - p_B$. What an attack leaves of a chance is convex in it, so
-the radius from $p_A$ alone is wrong only if its bound is above $p_A + \rho / 2$, with chance
-$\alpha e^{-\kappa \rho / 2}$ at most (`_slope`). Where that is no more than the part of alpha which the
-other radius spends on A, this part pays for both, as both are wrong from some number of votes for A on.
-Where it is more, $\rho$ is so small that votes enough come with chance
-$\alpha (1 - e^{-\kappa \rho / 2})$ at most (`_enough`). With changed tokens it is the same.
+The default is never smaller than the radius from $p_A$ alone: where enough votes went neither to A nor
+to the largest other count, it takes the larger of that and the one from two bounds, both at alpha. Let
+B be the likeliest other class and $\rho = 1 - p_A - p_B$. What an attack leaves of a chance is convex
+in it and grows with it, so the radius from $p_A$ alone is wrong only if its bound is above $p_A + \rho
+/ 2$ (and above 1/2), with chance $\alpha e^{-\kappa \rho / 2}$ at most (`_slope`). Where that is no
+more than the part of alpha which the other radius spends on A, this part pays for both: that radius and
+the other's bound of A fail from some number of votes for A on. Where it is more, $\rho$ is so small
+that votes enough come with chance $\alpha (1 - e^{-\kappa \rho / 2})$ at most (`_enough`). With changed
+tokens it is the same, and with a law that is off by no more than what is taken off. Enumeration found
+no case that needs the votes; the proof does.
 """
 
 from typing import Any, NamedTuple
@@ -42,12 +44,19 @@ FEW = 0.8
 
 
 class Bounds(NamedTuple):
-    """Chances that all hold together; each of them proves what it proves.
+    """Pairs of chances, of the class and of the others; each proves how far the class stays ahead.
 
     Attributes:
-        failure: `float64[j, ...]`, at least what the class lacks to 1.
-        others: `float64[j, ...]`, at least the chance of every other class.
+        failure: `float64[j, ...]`, a bound of what the class lacks to 1.
+        others: `float64[j, ...]`, a bound of the chance of every other class.
         ledger: What each kind of failure gets of alpha, `float64[j, ...]`.
+
+    j counts the pairs: one, or with "auto" and more than two classes two, of which the first is the
+    class alone, and the second the same where it may not be another.
+
+    What is true of all pairs at alpha is that the class stays ahead of the others as far as each pair
+    says. That the numbers themselves are bounds is true of each pair at its ledger's level, of two
+    together not at alpha.
     """
 
     failure: np.ndarray
@@ -55,7 +64,7 @@ class Bounds(NamedTuple):
     ledger: dict[str, np.ndarray]
 
     def radius(self) -> np.ndarray:
-        """That of each, without changed tokens, in units of the noise."""
+        """That of each pair, `float64[j, ...]`, in units of the noise; above 0 if it proves anything."""
         from scipy import special
 
         return (-special.ndtri(self.failure) - special.ndtri(self.others)) / 2
@@ -92,20 +101,21 @@ def certify(
         estimation: `int[..., K]`, votes of a second, independent one.
         sigma: Standard deviation of the noise, a number or `float[...]`.
         alpha: Chance, for each input, that the certificate is wrong.
-        budget: How alpha is spent. `"auto"`: all on the class, as
-            `lipjax.smoothing.gaussian.certify`; where classes beyond the leading two have votes enough,
-            the larger of that radius and one that spends six tenths on the class (eight if the first
-            sample had votes for two classes at most), the rest on the likeliest other class, whichever
-            that is. `"weighted"`: half on the class, most of the rest shared by those
-            that came near the second on the first sample, a twentieth by all others. `"bonferroni"`:
-            the same on every class. `"partition"`: classes are put into buckets as in the reference,
-            each bounded as one.
+        budget: How alpha is spent. `"auto"`: all on the class, as in
+            `lipjax.smoothing.gaussian.certify`; where enough votes are neither the class's nor of the
+            largest other count, the larger of that radius and one that spends six tenths on the class
+            (eight if the first sample had votes for two classes at most) and the rest on the likeliest
+            other class, whichever that is. `"weighted"`: half on the class, most of the rest shared by
+            those that came near the second on the first sample, a twentieth by all others.
+            `"bonferroni"`: the same on every class. `"partition"`: classes are put into buckets as in
+            the reference, each bounded as one.
         law_error: Of the noise, see `lipjax.smoothing.noise`; taken off every chance.
         num_samples: Of the estimation, if its rows are to be checked against it.
 
     Returns:
         `Certificate` with float64 NumPy radii; `info` has `p_lower`, `p_upper` of the others, and the
-        ledger, what each kind of failure got of alpha.
+        ledger, what each kind of failure got of alpha. With "auto" the two are for comparisons of the
+        class with the others, see `Bounds`.
 
     Guarantee: as `lipjax.smoothing.gaussian.certify`, for every budget. With "auto" the radius is at
     least that of `gaussian.certify`.
@@ -140,8 +150,9 @@ def bounds(
 ) -> Bounds:
     """What `certify` and its relatives are made of; arguments and errors as there.
 
-    Guarantee: with probability at least `1 - alpha`, everything that follows from any of the bounds is
-    true: radii, changed tokens, and both together.
+    Guarantee: with probability at least `1 - alpha`, for every pair and every attack: if the smallest
+    attacked mean of functions with mean `1 - failure` is above the largest of functions with mean
+    `others`, the class stays the likeliest. So the best pair may be taken, for each attack anew.
 
     >>> found = bounds([100, 0, 0], [99_000, 900, 100], alpha=0.001)
     >>> found.radius().round(3).tolist()
@@ -225,14 +236,15 @@ def _auto(selection, estimation, best, alpha, law_error):
 
 
 def _enough(rest, votes, trials, *, alpha: float, share):
-    r"""Whether the classes beyond two have votes enough for the second radius at no more alpha.
+    r"""Whether the `rest`, neither for the class nor for the largest other count, has votes enough.
 
-    With $\rho_0 = 2 \log(1 / s) / \kappa$ the chance of m votes at $\rho_0$ must be at most
-    $(1 - s) \alpha$. Below $\rho_0$ it is then at most $\alpha (1 - e^{-\kappa \rho / 2})$: that is
-    concave in $\rho$, the chance is convex up to $(m - 1) / (n - 1)$, both are 0 at 0.
+    Enough of n are m if at $\rho_0 = 2 \log(1 / s) / \kappa$, with s the share, m or more come with
+    chance $(1 - s) \alpha$ at most. Below $\rho_0$ it is then at most $\alpha (1 - e^{-\kappa \rho /
+    2})$: that is concave in $\rho$, the chance is convex up to $(m - 1) / (n - 1)$, both are 0 at 0.
 
     $\kappa$ may depend on the votes of the class, as it grows with them. Let the first radius be wrong
     from c votes on. Either it is, or there were fewer, and the rest needed at least what it needs at c.
+    The rest of the samples is no more than that beyond B, which is not known.
     """
     from scipy import special
 
@@ -247,11 +259,11 @@ def _enough(rest, votes, trials, *, alpha: float, share):
 def _slope(votes, trials, alpha):
     r"""$\kappa$: a bound of so many votes is above $p + t$ with chance $\alpha e^{-\kappa t}$ at most.
 
-    For bounds above 1/2. The chance of as many votes is a beta distribution function of p,
-    whose logarithm is concave; it is alpha at the bound and at least 1/2 at the share q of the votes. By
-    Chernoff the two differ by at most g with $g^2 = 2 (q - g)(1 - q + g) \log(1 / \alpha) / n$, which
-    falls in q, while $q - g \ge 1/2$, and by Hoeffding by no more than the root of
-    $\log(1 / \alpha) / 2n$.
+    For bounds above 1/2 and alpha below it. The chance of as many votes is a beta distribution function
+    of p, whose logarithm is concave; it is alpha at the bound and at least 1/2 at the share q of the
+    votes. By Chernoff the two differ by at most g with $g^2 = 2 (q - g)(1 - q + g) \log(1 / \alpha) /
+    n$, which falls in q, while $q - g \ge 1/2$, and by Hoeffding by no more than the root of $\log(1 /
+    \alpha) / 2n$.
     """
     q, e = votes / trials, -np.log(alpha) / trials
     away = 2 * q - 1

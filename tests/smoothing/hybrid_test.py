@@ -245,6 +245,14 @@ def test_the_default_is_at_least_the_certificate_of_the_class_alone(kernel):
     assert (found >= alone * (1 - 1e-8)).all() and (found.sum(0) >= alone.sum(0)).all()
     other = hybrid.certify(*counts, budget="bonferroni", **more).radius
     assert (other < alone * (1 - 1e-3)).any(0).all()
+    # Where the second pair of bounds may be taken and is the worse one.
+    single = [98, 1, 0], [80_090, 19_822, 88]
+    pairs = multiclass.bounds(*single, alpha=0.05).radius()
+    assert pairs[1] < pairs[0]
+    options = dict(kernel=kernel, sigma=1.0, max_edits=2)
+    one = hybrid.certify(*single, alpha=0.05, **options)
+    p_lower = gaussian.certify(*single, sigma=1.0, alpha=0.05).info["p_lower"]
+    assert (one.radius >= hybrid.curve(p_lower, **options) * (1 - 1e-8)).all()
     whole = discrete.certify(*counts, kernel=kernel, alpha=0.001, max_edits=edits)
     assert (whole.radius >= (alone > 0).sum(1) - 1).all()
 

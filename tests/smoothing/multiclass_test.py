@@ -182,7 +182,10 @@ def at_the_edge(c, rho, trials, alpha):
 @pytest.mark.parametrize("seen", [0, 1])
 @pytest.mark.parametrize("trials,alpha", [(40, 0.05), (60, 0.3), (150, 0.01)])
 def test_the_larger_of_two_radii_is_wrong_no_more_often(trials, alpha, seen):
-    """Exact chances, where the radius of Cohen et al. alone spends all of alpha; three classes."""
+    """Exact chances, where the radius of Cohen et al. alone spends all of alpha; three classes.
+
+    No such chance shows that votes enough are needed: what they rest on has its own test below.
+    """
     counts = all_counts(trials)
     first = np.broadcast_to([98, 1, seen], counts.shape)
     found = multiclass.certify(first, counts, sigma=1.0, alpha=alpha).radius
@@ -202,6 +205,37 @@ def test_the_larger_of_two_radii_is_wrong_no_more_often(trials, alpha, seen):
             rates.append(chances[found > true].sum())
             beyond.append(chances[more > true].sum())
     assert 0.97 * alpha < max(rates) <= alpha < max(beyond)
+
+
+@pytest.mark.parametrize(
+    "first,share",
+    [([98, 2, 0], multiclass.FEW), ([97, 2, 1], multiclass.SHARE), ([9, 0, 0], multiclass.FEW)],
+)
+@pytest.mark.parametrize("alpha", [0.001, 0.05])
+def test_two_pairs_at_the_levels_of_the_ledger(first, share, alpha):
+    """The second one from that many votes on which are of neither leader; it repeats the first below."""
+    trials, rest = 10_000, np.arange(90)
+    votes, most = 9300 - rest // 2, 700 - (rest + 1) // 2
+    counts = np.stack([votes, most, rest], -1)
+    found = multiclass.bounds(np.broadcast_to(first, counts.shape), counts, alpha=alpha)
+    own, other = found.ledger.values()
+    other = np.where(other > 0, other, 0.5)  # not spent
+    alone = confidence.failure(votes, trials, alpha=alpha)
+    assert (found.failure[0] == alone).all() and (found.others[0] == alone).all()
+    assert (own[0] == alpha).all()
+    enough = multiclass._enough(rest, votes, np.full(90, trials), alpha=alpha, share=share)
+    assert not enough[:3].any() and enough[-1]
+    np.testing.assert_allclose(own[1], np.where(enough, share * alpha, alpha), rtol=1e-12)
+    np.testing.assert_allclose(
+        found.ledger["the likeliest other class is more likely"][1],
+        np.where(enough, (1 - share) * alpha, 0.0),
+        rtol=1e-12,
+    )
+    bounded = confidence.failure(votes, trials, alpha=own[1])
+    np.testing.assert_allclose(found.failure[1], bounded, rtol=1e-12)
+    upper = np.minimum(confidence.failure(trials - most, trials, alpha=other[1]), bounded)
+    np.testing.assert_allclose(found.others[1], np.where(enough, upper, alone), rtol=1e-12)
+    assert (found.others[1][enough] < bounded[enough]).any()
 
 
 @pytest.mark.parametrize("share", [0.5, multiclass.SHARE, multiclass.FEW, 0.99])
