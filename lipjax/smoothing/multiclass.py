@@ -17,13 +17,13 @@ likely one, and no alpha makes up for that.
 The default is never smaller than the radius from $p_A$ alone: where enough votes went neither to A nor
 to the largest other count, it takes the larger of that and the one from two bounds, both at alpha. Let
 B be the likeliest other class and $\rho = 1 - p_A - p_B$. What an attack leaves of a chance is convex
-in it and grows with it, so the radius from $p_A$ alone is wrong only if its bound is above $p_A + \rho
-/ 2$ (and above 1/2), with chance $\alpha e^{-\kappa \rho / 2}$ at most (`_slope`). Where that is no
-more than the part of alpha which the other radius spends on A, this part pays for both: that radius and
-the other's bound of A fail from some number of votes for A on. Where it is more, $\rho$ is so small
-that votes enough come with chance $\alpha (1 - e^{-\kappa \rho / 2})$ at most (`_enough`). With changed
-tokens it is the same, and with a law that is off by no more than what is taken off. Enumeration found
-no case that needs the votes; the proof does.
+in it and grows with it, so the radius from $p_A$ alone is wrong only if its bound is above
+$p_A + \rho / 2$ (and above 1/2), with chance $\alpha e^{-\kappa \rho / 2}$ at most (`_slope`). Where
+that is no more than the part of alpha which the other radius spends on A, this part pays for both: that
+radius and the other's bound of A fail from some number of votes for A on. Where it is more, $\rho$ is so
+small that votes enough come with chance $\alpha (1 - e^{-\kappa \rho / 2})$ at most (`_enough`). With
+changed tokens it is the same, and with a law that is off by no more than what is taken off. Enumeration
+found no case that needs the votes; the proof does.
 """
 
 from typing import Any, NamedTuple
@@ -239,8 +239,9 @@ def _enough(rest, votes, trials, *, alpha: float, share):
     r"""Whether the `rest`, neither for the class nor for the largest other count, has votes enough.
 
     Enough of n are m if at $\rho_0 = 2 \log(1 / s) / \kappa$, with s the share, m or more come with
-    chance $(1 - s) \alpha$ at most. Below $\rho_0$ it is then at most $\alpha (1 - e^{-\kappa \rho /
-    2})$: that is concave in $\rho$, the chance is convex up to $(m - 1) / (n - 1)$, both are 0 at 0.
+    chance $(1 - s) \alpha$ at most. Below $\rho_0$ it is then at most
+    $\alpha (1 - e^{-\kappa \rho / 2})$: that is concave in $\rho$, the chance is convex up to
+    $(m - 1) / (n - 1)$, both are 0 at 0.
 
     $\kappa$ may depend on the votes of the class, as it grows with them. Let the first radius be wrong
     from c votes on. Either it is, or there were fewer, and the rest needed at least what it needs at c.
@@ -261,9 +262,9 @@ def _slope(votes, trials, alpha):
 
     For bounds above 1/2 and alpha below it. The chance of as many votes is a beta distribution function
     of p, whose logarithm is concave; it is alpha at the bound and at least 1/2 at the share q of the
-    votes. By Chernoff the two differ by at most g with $g^2 = 2 (q - g)(1 - q + g) \log(1 / \alpha) /
-    n$, which falls in q, while $q - g \ge 1/2$, and by Hoeffding by no more than the root of $\log(1 /
-    \alpha) / 2n$.
+    votes. With $e = \log(1 / \alpha) / n$ the two differ, by Chernoff, by at most g with
+    $g^2 = 2 e (q - g)(1 - q + g)$, which falls in q, while $q - g \ge 1/2$, and by Hoeffding by no more
+    than the root of $e / 2$.
     """
     q, e = votes / trials, -np.log(alpha) / trials
     away = 2 * q - 1
