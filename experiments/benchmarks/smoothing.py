@@ -166,12 +166,12 @@ def sampling(rounds: int) -> list[dict]:
                     start=start,
                 )
 
-            plain, noisy = [], []
+            plain, noisy, key = [], [], jax.random.key(1)
             for i in range(3 * rounds + 1):
                 start = time.perf_counter()
                 jax.block_until_ready(forward(network, images))
                 middle = time.perf_counter()
-                jax.block_until_ready(votes(network, jax.random.key(1), i * batch, x))
+                jax.block_until_ready(votes(network, key, i * batch, x))
                 if i:
                     plain.append(middle - start)
                     noisy.append(time.perf_counter() - middle)

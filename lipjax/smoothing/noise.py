@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.random import threefry_2x32
 
 from lipjax import _checks
 from lipjax.smoothing import _counts, _normal_law
@@ -413,8 +412,27 @@ def _words(key, shape):
     size = math.prod(shape)
     if str(jax.random.key_impl(key)) != "threefry2x32" or not 0 < size < 2**32:
         return jax.random.bits(key, shape, jnp.uint32)
-    words = threefry_2x32(jax.random.key_data(key), lax.iota(jnp.uint32, size))
-    return words.reshape(shape)
+    return _threefry(jax.random.key_data(key), size).reshape(shape)
+
+
+def _threefry(key, size):
+    """`jax.extend.random.threefry_2x32(key, iota(size))` as one chain of operations, which XLA fuses.
+
+    On CPUs JAX keeps the rounds a loop over arrays in memory, which takes four times as long.
+    """
+    half = -(-size // 2)
+    first = lax.iota(jnp.uint32, half)
+    second = jnp.where(first < size - half, first + np.uint32(half), np.uint32(0))
+    schedule = key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA)
+    first, second = first + schedule[0], second + schedule[1]
+    for group in range(1, 6):
+        for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[(group - 1) % 2]:
+            first = first + second
+            second = second << np.uint32(turn) | second >> np.uint32(32 - turn)
+            second = second ^ first
+        first = first + schedule[group % 3]
+        second = second + schedule[(group + 1) % 3] + np.uint32(group)
+    return jnp.concatenate([first, second])[:size]
 
 
 def _normal(key, shape, dtype):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.random import threefry_2x32
 from scipy import special, stats
 
 from lipjax.smoothing import _normal_law, gaussian, lipschitz, noise
@@ -58,6 +59,18 @@ def test_a_cell_is_chosen_by_64_bits(monkeypatch):
     monkeypatch.setattr(noise, "_pair", lambda key, shape: pairs)
     found = law.integers(KEY, (len(words),)) + len(_normal_law.table(0.02, 255)) // 2
     assert found.tolist() == expected
+
+
+@pytest.mark.every
+@pytest.mark.parametrize("size", [1, 2, 3, 784, 1001])
+def test_the_generator_is_that_of_jax(size, key):
+    """To the last bit, also under vmap and jit."""
+    keys = jax.random.key_data(jax.random.split(key, 3))
+    exact = [threefry_2x32(k, jnp.arange(size, dtype=jnp.uint32)) for k in keys]
+    np.testing.assert_array_equal(jax.vmap(lambda k: noise._threefry(k, size))(keys), exact)
+    np.testing.assert_array_equal(
+        jax.jit(noise._threefry, static_argnums=1)(keys[0], size), exact[0]
+    )
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
