@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax import _checks
-from lipjax.layers import _narrow
+from lipjax.layers import _narrow, _split
 from lipjax.typing import Array
 
 PADDINGS = ("zero", "circular")
@@ -65,6 +65,8 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
     x = x.reshape(math.prod(lead), *x.shape[-dims - 1 :])
     if set(strides) == {1} and _narrow.is_narrow(kernel):
         y = _narrow_convolved(x, kernel, padding)
+    elif set(strides) == {1} and _split.pays(kernel):
+        y = _split_convolved(x, kernel, padding)
     else:
         y = _convolved(x, kernel, padding, strides)
     return y.reshape(*lead, *y.shape[1:])
@@ -80,10 +82,11 @@ def adjoint(y: Array, kernel: Array, like: Array, *, padding: str = "zero", stri
     """
     dims = kernel.ndim - 2
     strides = _checks.per_axis(dims, strides=strides)
-    if set(strides) == {1} and _narrow.is_narrow(kernel):
+    narrow = _narrow.is_narrow(kernel)
+    if set(strides) == {1} and (narrow or _split.pays(kernel)):
         lead = math.prod(y.shape[: -dims - 1])
-        x = _narrow_adjoint(y.reshape(lead, *y.shape[-dims - 1 :]), kernel, padding)
-        return x.reshape(like.shape)
+        ours = _narrow_adjoint if narrow else _split_adjoint
+        return ours(y.reshape(lead, *y.shape[-dims - 1 :]), kernel, padding).reshape(like.shape)
     (x,) = jax.linear_transpose(
         lambda x: convolve(x, kernel, padding=padding, strides=strides), like
     )(y)
@@ -142,6 +145,33 @@ def _narrow_adjoint_jvp(padding, primals, tangents):
     fast = _on_cpus(_narrow.gathered, _narrow_adjoint, padding)
     again = jax.checkpoint(fast)  # keeps y for the gradient, not its copies
     return _narrow_adjoint(y, kernel, padding), fast(dy, kernel) + again(y, dkernel)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _split_convolved(x, kernel, padding):
+    """`_convolved` with stride 1, whose gradient for the kernel `_split` has."""
+    return _convolved(x, kernel, padding, 1)
+
+
+@_split_convolved.defjvp
+def _split_convolved_jvp(padding, primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    again = jax.checkpoint(_on_cpus(_split.convolved, _split_convolved, padding))
+    moved = _convolved(dx, kernel, padding, 1) + again(x, dkernel)
+    return _split_convolved(x, kernel, padding), moved
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _split_adjoint(y, kernel, padding):
+    """`_adjoint`, whose gradient for the kernel `_split` has."""
+    return _adjoint(y, kernel, padding)
+
+
+@_split_adjoint.defjvp
+def _split_adjoint_jvp(padding, primals, tangents):
+    (y, kernel), (dy, dkernel) = primals, tangents
+    again = jax.checkpoint(_on_cpus(_split.adjoint, _split_adjoint, padding))
+    return _split_adjoint(y, kernel, padding), _adjoint(dy, kernel, padding) + again(y, dkernel)
 
 
 def _on_cpus(fast, plain, padding):
