@@ -14,7 +14,7 @@ import numpy as np
 def one_of(options: Sequence, **named) -> None:
     """Each value is one of `options`."""
     for name, value in named.items():
-        if value not in options:
+        if np.ndim(value) or value not in options:
             raise ValueError(f"{name} is {value!r}; it must be one of {list(options)}.")
 
 
@@ -71,7 +71,8 @@ def within(low: float, high: float, **named) -> None:
 def one_key(**named) -> None:
     """Each value is one random key, typed or raw."""
     for name, value in named.items():
-        dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+        arrays = jax.Array | np.ndarray | np.generic
+        dtype, shape = (value.dtype, value.shape) if isinstance(value, arrays) else (None, None)
         typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
         if not (shape == () if typed else dtype == jnp.uint32 and len(shape) == 1):
             raise ValueError(f"{name} is {value!r}; it must be one key, as jax.random.key(0).")

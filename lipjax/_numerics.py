@@ -179,7 +179,12 @@ def as_device_array(x, axis=None):
                 f"the array has dtype {x.dtype}, which JAX does not know; round it to float64, and "
                 "count what that loses."
             )
-    array = jnp.asarray(x)
+    try:
+        array = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{x!r} is no array; it must be one, or numbers in lists of equal length."
+        ) from error
     leaves = jax.tree.leaves(x)
     if all(isinstance(leaf, jax.Array) for leaf in leaves):
         return array, 0.0

@@ -1,6 +1,7 @@
 """What the rest of lipjax passes around: bounds that say what they prove, and certificates."""
 
 import dataclasses
+import numbers
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -30,6 +31,8 @@ class Bound:
     Bound(value=2.0, kind='upper')
     >>> Bound(2.0, "upper") * Bound(3.0, "lower")
     Bound(value=6.0, kind='estimate')
+    >>> 4 * Bound(0.0, "upper")
+    Bound(value=0.0, kind='upper')
     """
 
     value: Any
@@ -39,8 +42,8 @@ class Bound:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind is {self.kind!r}; it must be one of {list(get_args(Kind))}.")
 
-    def __mul__(self, other: "Bound") -> "Bound":
-        """The product as a bound on the Lipschitz constant of a composition.
+    def __mul__(self, other: "Bound | float") -> "Bound":
+        """The product as a bound on the Lipschitz constant of a composition; a number is exact.
 
         The constant of a composition is at most the product of the constants and may be far
         below it, so a product of upper (or exact) bounds is an upper bound, and any other
@@ -49,6 +52,8 @@ class Bound:
         Raises:
             ValueError: for a factor known to be negative, which no Lipschitz constant is.
         """
+        if isinstance(other, numbers.Real) and not isinstance(other, bool):
+            other = Bound(other, "exact")
         if not isinstance(other, Bound):
             return NotImplemented
         for factor in (self.value, other.value):
@@ -57,6 +62,8 @@ class Bound:
         if not (self.proves_upper and other.proves_upper):
             return Bound(self.value * other.value, "estimate")
         return Bound(_product_not_below(self._upper_value(), other._upper_value()), "upper")
+
+    __rmul__ = __mul__
 
     def _upper_value(self):
         """The value, or a number not below the truth that an exact one was rounded from."""

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lipjax import _checks
 
@@ -67,6 +68,8 @@ def test_traced_numbers_pass():
         (lambda x: _checks.floating(x=x.astype(int)), "int32"),
         (lambda x: _checks.same_dtype(jnp.float16, "as h", x=x), "float32.*float16, as h"),
         (lambda x: _checks.one_of(["a", "b"], x="c"), "^x is 'c'.*'a', 'b'"),
+        (lambda x: _checks.one_of(["a", "b"], x=np.array(["a", "b"])), "^x is array"),
+        (lambda x: _checks.one_key(x=nnx.Rngs(0)), "(?s)^x is Rngs.*one key"),
         (lambda x: _checks.one_key(x=0), r"^x is 0; .*jax.random.key\(0\)"),
         (lambda x: _checks.one_key(x=x), "one key"),
         (lambda x: _checks.one_key(x=jax.random.split(jax.random.key(0), 2)), "one key"),

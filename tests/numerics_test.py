@@ -106,6 +106,9 @@ def test_what_float32_loses_is_counted():
     assert truth <= float(lost) < 10 * truth
     assert _numerics.as_device_array(x.astype(np.float32))[1] == 0.0
     assert _numerics.as_device_array(np.array([1e300]))[1] == np.inf
+    for wrong in (None, "abc", [[1.0, 2.0], [3.0]]):
+        with pytest.raises(ValueError, match="is no array; it must be one, or numbers in lists"):
+            _numerics.as_device_array(wrong)
     # Numbers of a program that is being traced lie in float32 already.
     assert jax.jit(lambda s: _numerics.as_device_array([s, 1.0])[0])(0.5).tolist() == [0.5, 1.0]
 

@@ -1,5 +1,6 @@
 """Bounds keep the weakest kind."""
 
+import math
 from fractions import Fraction
 
 import jax
@@ -18,6 +19,19 @@ def test_products_keep_what_is_proved():
             proved = {a, b} <= {"upper", "exact"}
             assert product.kind == ("upper" if proved else "estimate")
             assert product.value >= 6
+
+
+def test_numbers_are_exact_factors():
+    third = 1 / 3
+    for product in (third * Bound(3.0, "upper"), Bound(3.0, "upper") * np.float32(third)):
+        assert product.kind == "upper" and product.value >= 1
+    assert 2 * Bound(1.0, "lower") == Bound(2.0, "estimate")
+    assert math.prod([Bound(2.0, "upper"), Bound(3.0, "exact")]).value >= 6
+    for wrong in ("2", True, None):
+        with pytest.raises(TypeError):
+            wrong * Bound(1.0, "upper")
+    with pytest.raises(ValueError, match="value is -1"):
+        -1 * Bound(1.0, "upper")
 
 
 def test_products_of_many_round_up():

@@ -65,7 +65,7 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
     x = x.reshape(math.prod(lead), *x.shape[-dims - 1 :])
     if set(strides) == {1} and _narrow.is_narrow(kernel):
         y = _narrow_convolved(x, kernel, padding)
-    elif set(strides) == {1} and _split.pays(kernel):
+    elif set(strides) == {1} and _split.pays(x, kernel):
         y = _split_convolved(x, kernel, padding)
     else:
         y = _convolved(x, kernel, padding, strides)
@@ -83,7 +83,7 @@ def adjoint(y: Array, kernel: Array, like: Array, *, padding: str = "zero", stri
     dims = kernel.ndim - 2
     strides = _checks.per_axis(dims, strides=strides)
     narrow = _narrow.is_narrow(kernel)
-    if set(strides) == {1} and (narrow or _split.pays(kernel)):
+    if set(strides) == {1} and (narrow or _split.pays(y, kernel)):
         lead = math.prod(y.shape[: -dims - 1])
         ours = _narrow_adjoint if narrow else _split_adjoint
         return ours(y.reshape(lead, *y.shape[-dims - 1 :]), kernel, padding).reshape(like.shape)

@@ -4,13 +4,16 @@ For the gradient of a kernel XLA's CPU backend copies windows as large as the im
 points, $\sum_t x[t + i + j]^T g[t] = \sum_t x[t + j]^T g[t - i]$, here with i the taps of the first axes
 and j those of the last: copies of x and of the output's gradient g, shifted by few taps each, then one
 product for each image. The functions below are the convolution and its adjoint in an order of which that
-is the transpose; on CPUs, they are what is differentiated for the kernel.
+is the transpose; on CPUs, they are what is differentiated for the kernel. It takes half of the time or
+less, and memory for the copies: as many of x and of g as the window has taps on an axis.
 """
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 from lipjax.layers._narrow import _shifted
 from lipjax.typing import Array
@@ -19,9 +22,13 @@ LEAST = 24
 """Channels on both sides, from which on this is faster: with few, XLA's windows are small."""
 
 
-def pays(kernel: Array) -> bool:
-    """Whether the gradient for a kernel of this shape is faster in this order."""
-    return math.prod(kernel.shape[:-2]) > 1 and min(kernel.shape[-2:]) >= LEAST
+def pays(x: Array, kernel: Array) -> bool:
+    """Whether the gradient for a kernel of this shape is faster in this order.
+
+    An x on a mesh with explicit axes is left to JAX, which would ask where each product belongs.
+    """
+    explicit = AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+    return math.prod(kernel.shape[:-2]) > 1 and min(kernel.shape[-2:]) >= LEAST and not explicit
 
 
 def convolved(x: Array, kernel: Array, padding: str) -> Array:
@@ -43,9 +50,17 @@ def adjoint(y: Array, kernel: Array, padding: str) -> Array:
 
 
 def _times(x, matrix):
-    """`x @ matrix`, one product an image: in the gradient their sum is faster than one long product."""
-    images = x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
-    each = jnp.broadcast_to(matrix, (len(x), *matrix.shape))
+    """`x @ matrix`, a product for each image, or for several small ones, so that no gradient is larger.
+
+    In the gradient the sum of these is faster than one long product.
+    """
+    count, points = x.shape[0], math.prod(x.shape[1:-1])
+    together = 1
+    if isinstance(count, int) and count:  # and not the symbol of an exported program
+        wanted = -(-max(matrix.shape) // points)
+        together = next(n for n in range(min(wanted, count), count + 1) if count % n == 0)
+    images = x.reshape(count // together, together * points, x.shape[-1])
+    each = jnp.broadcast_to(matrix, (images.shape[0], *matrix.shape))
     return (images @ each).reshape(*x.shape[:-1], matrix.shape[-1])
 
 

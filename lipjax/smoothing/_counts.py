@@ -1,10 +1,14 @@
 """What certificates from counts share: checked counts, the class, radii that are rounded down."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lipjax import _checks
 from lipjax.typing import ABSTAIN, Bound, Certificate
+
+MOST = 2**40
+"""Of a count: sums of any number of classes that fits into memory are exact then."""
 
 
 def checked(least_classes: int, **named):
@@ -18,6 +22,8 @@ def checked(least_classes: int, **named):
                 f"{name} has shape {counts.shape}; its last axis must have at least {least_classes} "
                 "classes."
             )
+        if counts.size and counts.max() > MOST:
+            raise ValueError(f"{name} has a count of {counts.max()}; counts are at most 2^40.")
         if np.any(counts < 0) or np.any(counts.sum(-1) < 1):
             raise ValueError(
                 f"{name} is {counts!r}; counts are at least 0, and every row counts a sample."
@@ -32,6 +38,12 @@ def checked(least_classes: int, **named):
 
 
 def _array(name, value):
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(
+            f"{name} is {value}; certificates are made on the host, outside of jit and vmap, from "
+            "counts with any leading axes. In jit there are tables of all counts, such as "
+            "lipjax.smoothing.gaussian.radius_table."
+        )
     try:
         return np.asarray(value)
     except ValueError as error:

@@ -20,7 +20,8 @@ B be the likeliest other class and $\rho = 1 - p_A - p_B$. What an attack leaves
 in it and grows with it, so the radius from $p_A$ alone is wrong only if its bound is above
 $p_A + \rho / 2$ (and above 1/2), with chance $\alpha e^{-\kappa \rho / 2}$ at most (`_slope`). Where
 that is no more than the part of alpha which the other radius spends on A, this part pays for both: that
-radius and the other's bound of A fail from some number of votes for A on. Where it is more, $\rho$ is so
+radius, and the other's bound of A, fail from some number of votes for A on, so that one of the two
+failures holds the other, and the chances need not be added. Where it is more, $\rho$ is so
 small that votes enough come with chance $\alpha (1 - e^{-\kappa \rho / 2})$ at most (`_enough`). With
 changed tokens it is the same, and with a law that is off by no more than what is taken off. Enumeration
 found no case that needs the votes; the proof does.
@@ -51,8 +52,8 @@ class Bounds(NamedTuple):
         others: `float64[j, ...]`, a bound of the chance of every other class.
         ledger: What each kind of failure gets of alpha, `float64[j, ...]`.
 
-    j counts the pairs: one, or with "auto" and more than two classes two, of which the first is the
-    class alone, and the second the same where it may not be another.
+    j counts the pairs: one, or with "auto" and more than two classes two. The first is then of the class
+    alone; the second repeats it where too few votes were of neither leader.
 
     What is true of all pairs at alpha is that the class stays ahead of the others as far as each pair
     says. That the numbers themselves are bounds is true of each pair at its ledger's level, of two
@@ -114,8 +115,9 @@ def certify(
 
     Returns:
         `Certificate` with float64 NumPy radii; `info` has `p_lower`, `p_upper` of the others, and the
-        ledger, what each kind of failure got of alpha. With "auto" the two are for comparisons of the
-        class with the others, see `Bounds`.
+        ledger, what each kind of failure got of alpha. With "auto" the two are of a pair that the
+        samples chose: they prove that the class stays ahead of the others, and are no confidence
+        bounds at alpha, see `Bounds`.
 
     Guarantee: as `lipjax.smoothing.gaussian.certify`, for every budget. With "auto" the radius is at
     least that of `gaussian.certify`.
@@ -151,8 +153,8 @@ def bounds(
     """What `certify` and its relatives are made of; arguments and errors as there.
 
     Guarantee: with probability at least `1 - alpha`, for every pair and every attack: if the smallest
-    attacked mean of functions with mean `1 - failure` is above the largest of functions with mean
-    `others`, the class stays the likeliest. So the best pair may be taken, for each attack anew.
+    attacked mean of functions into [0, 1] with mean `1 - failure` is above the largest of those with
+    mean `others`, the class stays the likeliest. So the best pair may be taken, for each attack anew.
 
     >>> found = bounds([100, 0, 0], [99_000, 900, 100], alpha=0.001)
     >>> found.radius().round(3).tolist()
@@ -245,7 +247,8 @@ def _enough(rest, votes, trials, *, alpha: float, share):
 
     $\kappa$ may depend on the votes of the class, as it grows with them. Let the first radius be wrong
     from c votes on. Either it is, or there were fewer, and the rest needed at least what it needs at c.
-    The rest of the samples is no more than that beyond B, which is not known.
+    B is not known; as its count is at most the largest of the others, the rest is at most the votes
+    that are neither A's nor B's.
     """
     from scipy import special
 

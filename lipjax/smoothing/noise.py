@@ -52,7 +52,7 @@ class Gaussian:
 
     def __post_init__(self):
         _checks.nonnegative(sigma=self.sigma)
-        if jnp.ndim(self.sigma):
+        if np.ndim(self.sigma):
             raise ValueError(f"sigma is {self.sigma!r}; it must be one number for all of x.")
         _checks.within(0.0, 1e30, sigma=self.sigma)
 
@@ -418,7 +418,7 @@ def _words(key, shape):
 def _threefry(key, size):
     """`jax.extend.random.threefry_2x32(key, iota(size))` as one chain of operations, which XLA fuses.
 
-    On CPUs JAX keeps the rounds a loop over arrays in memory, which takes four times as long.
+    On CPUs JAX keeps the rounds a loop over arrays in memory, which takes two to four times as long.
     """
     half = -(-size // 2)
     first = lax.iota(jnp.uint32, half)

@@ -321,8 +321,10 @@ def _check(key, x, num_classes, *, sigma, noise, num_samples, batch_size, start)
     if noise is None:
         _checks.positive(sigma=sigma)
         noise = Gaussian(sigma)
-    if not callable(noise):
-        raise ValueError(f"noise is {noise!r}; it must be a function (key, x) -> noisy x.")
+    if not callable(noise) or isinstance(noise, type):
+        raise ValueError(
+            f"noise is {noise!r}; it must be a function (key, x) -> noisy x, such as Gaussian(0.25)."
+        )
     if hasattr(noise, "check"):
         noise.check(x)
     _checks.integer(1, num_samples=num_samples, batch_size=batch_size)

@@ -169,6 +169,10 @@ def certify(draw: Callable[[int, int], int], prediction: int, plan: Plan) -> Cer
     (3, 0.5, 100)
     """
     _checks.integer(0, prediction=prediction)
+    if not isinstance(plan, Plan) or not callable(draw):
+        raise ValueError(
+            f"draw is {draw!r} and plan {plan!r}; they must be a function and what `plan` made."
+        )
     votes, before, sure = 0, 0, False
     for n, at, least in zip(plan.looks, plan.boundary, plan.least):
         found = draw(before, int(n))

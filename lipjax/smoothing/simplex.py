@@ -150,6 +150,7 @@ def _known(logits, temperature):
     logits = jnp.asarray(logits)
     _checks.real_floating(logits=logits)
     _checks.at_least_rank(1, "[..., K]", logits=logits)
+    _checks.ranked(0, "one number", temperature=temperature)
     _checks.positive(temperature=temperature)
     least = float(jnp.finfo(logits.dtype).tiny)
     if not isinstance(temperature, jax.core.Tracer) and np.any(np.float64(temperature) < least):
@@ -174,6 +175,7 @@ def _of_the_last(inside, values):
 
 def _checked(name, temperature, num_classes):
     _checks.one_of(MAPS, name=name)
+    _checks.ranked(0, "one number", temperature=temperature)
     _checks.positive(temperature=temperature)
     _checks.integer(2, num_classes=num_classes)
     return num_classes

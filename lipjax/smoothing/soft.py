@@ -64,8 +64,8 @@ def certify(
         alpha: Chance, for each input, that the certificate is wrong.
         budget: How alpha is spent. `"auto"`: on the class half of it, nine tenths where one other class
             had at least that part of all other scores of the first sample, 99 hundredths where there
-            were none; the rest on the likeliest other class, whichever that is. All on one of two
-            classes. `"weighted"` and `"bonferroni"`: as in `lipjax.smoothing.multiclass`.
+            were none; the rest on the likeliest other class, whichever that is. With two classes, all of
+            it on the class. `"weighted"` and `"bonferroni"`: as in `lipjax.smoothing.multiclass`.
         bound: `"bernstein"`, `"kl"`, or for each mean the better of them, each at half the level.
         lipschitz: l2 constant of every score on the whole space, a number or an upper `Bound`, for
             the larger radius of `lipjax.smoothing.lipschitz`.
@@ -120,6 +120,7 @@ def certify(
             f"margin_lipschitz is {margin_lipschitz!r} without lipschitz; give the constant of a score "
             "too."
         )
+    _checks.ranked(0, "one number", law_error=law_error, slope_error=slope_error)
     _checks.within(0.0, 1.0, law_error=law_error, slope_error=slope_error)
     law_error, slope_error = float(law_error), float(slope_error)
     if slope_error and lipschitz is None:

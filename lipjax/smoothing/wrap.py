@@ -41,6 +41,8 @@ def host(fn: Callable, *, num_classes: int) -> Callable:
     (3, 2)
     """
     _checks.integer(2, num_classes=num_classes)
+    if not callable(fn):
+        raise ValueError(f"fn is {fn!r}; it must be a function of a batch.")
 
     def called(x):
         out = np.asarray(fn(jax.tree.map(np.array, x)))  # a copy: the program may write into it
@@ -110,6 +112,7 @@ def denoised(
     >>> fn(jnp.array([[0.0, 0.5]])).tolist(), given
     ([[0.0, 0.5]], [0.5])
     """
+    _checks.ranked(0, "one number", sigma=sigma)
     _checks.positive(sigma=sigma)
     if not (low < high and model_low < model_high):
         raise ValueError(

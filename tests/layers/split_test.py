@@ -27,7 +27,7 @@ GEOMETRIES = [
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_the_sums_are_those_of_the_convolution_and_its_adjoint(key, geometry, padding):
     x, y, kernel = _arrays(key, *geometry)
-    assert _split.pays(kernel) and not _narrow.is_narrow(kernel)
+    assert _split.pays(x, kernel) and not _narrow.is_narrow(kernel)
     np.testing.assert_allclose(
         _split.convolved(x, kernel, padding), _plain(x, kernel, padding), atol=2e-5
     )
@@ -95,7 +95,7 @@ def test_programs_of_gradients_on_cpus_hold_no_slow_convolution(key, monkeypatch
         return jax.jit(jax.grad(loss)).lower(kernel)
 
     assert program().compile().as_text().count(" convolution(") == 1  # the forward pass
-    monkeypatch.setattr(_split, "pays", lambda kernel: False)
+    monkeypatch.setattr(_split, "pays", lambda x, kernel: False)
     assert program().compile().as_text().count(" convolution(") == 2  # negative control
 
 
@@ -133,4 +133,34 @@ def test_inside_shard_map_and_for_network_bounds(key):
     ],
 )
 def test_where_it_is_faster(shape, found):
-    assert _split.pays(np.zeros(shape)) is found
+    x = jnp.zeros((2, 8, 8, shape[2]))
+    assert _split.pays(x, np.zeros(shape)) is found
+
+
+def test_on_meshes_with_explicit_axes(key):
+    x, _, kernel = _arrays(key, (4, 4), (3, 3), 24, 24)
+    x = jnp.concatenate([x] * 4)
+    gradient = jax.grad(lambda x, k: jnp.sum(jnp.sin(_convolution.convolve(x, k))), (0, 1))
+    expected = jax.jit(gradient)(x, kernel)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, P("data")), jax.device_put(kernel, P())
+        found = jax.jit(gradient)(*placed)
+    for got, want in zip(found, expected):
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("count,together", [(6, 3), (7, 7), (1, 1)])
+def test_small_images_share_a_product(key, count, together):
+    """No product of the gradient has more entries than the copies."""
+    x, _, kernel = _arrays(key, (5, 6), (3, 3), 24, 24)
+    x = jnp.concatenate([x] * count)[:count]
+    loss = lambda f: jax.jit(jax.grad(lambda k: jnp.sum(jnp.sin(f(x, k)))))  # noqa: E731
+    program = str(loss(lambda x, k: _split.convolved(x, k, "zero")).trace(kernel).jaxpr)
+    assert f"f32[{count // together},72,72]" in program
+    np.testing.assert_allclose(
+        loss(_convolution.convolve)(kernel),
+        loss(lambda x, k: _plain(x, k, "zero"))(kernel),
+        rtol=1e-5,
+        atol=5e-5,
+    )

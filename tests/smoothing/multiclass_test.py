@@ -3,6 +3,7 @@
 import itertools
 from fractions import Fraction
 
+import jax
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -305,12 +306,21 @@ def test_ties_and_single_samples_abstain():
         (dict(alpha=2.0), "alpha is 2.0"),
         (dict(sigma=-1.0), "sigma is -1.0"),
         (dict(estimation=[1.5, 2.0, 3.0]), "estimation has dtype"),
+        (dict(estimation=[2**62] * 3), "estimation has a count of 4611686018427387904"),
+        (dict(estimation=np.full(3, 2**63 + 1, np.uint64)), "estimation has a count of 92233"),
+        (dict(budget=np.array(["auto", "weighted"])), "budget is array"),
     ],
 )
 def test_bad_input_is_named(change, word):
     given = dict(selection=[5, 1, 0], estimation=[90, 8, 2], sigma=0.5, alpha=0.01) | change
     with pytest.raises(ValueError, match=word):
         multiclass.certify(given.pop("selection"), given.pop("estimation"), **given)
+
+
+@pytest.mark.parametrize("certify", [gaussian.certify, multiclass.certify])
+def test_inside_of_jit_the_way_out_is_named(certify):
+    with pytest.raises(ValueError, match="selection is .* outside of jit and vmap"):
+        jax.jit(lambda a, b: certify(a, b, sigma=1.0, alpha=0.01).radius)(*np.ones((2, 3), int))
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

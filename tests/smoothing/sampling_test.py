@@ -440,3 +440,7 @@ def test_a_noise_that_is_no_function_is_named():
     options = dict(num_samples=4, num_classes=2, batch_size=4)
     with pytest.raises(ValueError, match=r"noise is 3; it must be a function \(key, x\)"):
         sampling.sample_counts(jax.random.key(0), lambda x: x, jnp.ones(2), noise=3, **options)
+    with pytest.raises(ValueError, match="noise is <class .*Gaussian'>; .* such as Gaussian"):
+        sampling.sample_counts(
+            jax.random.key(0), lambda x: x, jnp.ones(2), noise=Gaussian, **options
+        )

@@ -104,6 +104,8 @@ def test_bad_input_is_named(change, word):
     plan = sequential.plan(0.5, sigma=0.5, alpha=0.01, looks=[10, 20])
     with pytest.raises(ValueError, match="draw returned 11 votes"):
         sequential.certify(lambda a, b: 11, 0, plan)
+    with pytest.raises(ValueError, match="draw is Plan.* and plan <function"):
+        sequential.certify(plan, 0, lambda a, b: 9)
 
 
 @pytest.mark.parametrize("alpha", [1e-30, 1e-45, 1e-60, 1e-150, 1e-250])

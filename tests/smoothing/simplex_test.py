@@ -96,6 +96,14 @@ def test_finite_at_ties_far_values_and_under_vmap(name):
 def test_bad_input_is_named():
     for make, word in (
         (lambda: simplex.softmax(jnp.zeros(3), temperature=0.0), "temperature is 0.0"),
+        (
+            lambda: simplex.sparsemax(jnp.zeros(3), temperature=jnp.ones(3)),
+            r"temperature has shape \(3,\); it must have 0 axes, one number",
+        ),
+        (
+            lambda: simplex.component("softmax", temperature=np.ones(2), num_classes=3),
+            r"temperature has shape \(2,\)",
+        ),
         (lambda: simplex.sparsemax(jnp.arange(3)), "logits has dtype"),
         (lambda: simplex.component("argmax", temperature=1.0, num_classes=3), "name is 'argmax'"),
         (lambda: simplex.whole("softmax", temperature=1.0, num_classes=1), "num_classes is 1"),

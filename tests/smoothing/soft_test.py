@@ -202,6 +202,10 @@ def test_law_error_is_taken_off():
     off = soft.certify(moments, moments, sigma=1.0, alpha=0.01, law_error=0.01)
     np.testing.assert_allclose(off.info["p_lower"], plain.info["p_lower"] - 0.01)
     assert off.radius < plain.radius
+    with pytest.raises(
+        ValueError, match="law_error has shape .2,.; it must have 0 axes, one number"
+    ):
+        soft.certify(moments, moments, sigma=1.0, alpha=0.01, law_error=np.array([0.1, 0.1]))
 
 
 def test_the_trade_off_of_temperatures():

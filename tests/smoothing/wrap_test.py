@@ -40,6 +40,8 @@ def test_host_functions_under_vmap_and_their_errors():
         jax.block_until_ready(jax.jit(wrong)(jnp.ones((5, 6))))
     with pytest.raises(ValueError, match="num_classes is 1"):
         wrap.host(lambda x: x, num_classes=1)
+    with pytest.raises(ValueError, match="fn is array"):
+        wrap.host(np.ones(3), num_classes=2)
     for made in (lambda x: (x @ W).astype(np.complex64), lambda x: (x @ W).astype(str)):
         with pytest.raises(ValueError, match="fn returns dtype .*; it must return real logits"):
             wrap.host(made, num_classes=3)(jnp.ones((5, 6)))
