@@ -75,7 +75,8 @@ def sample_counts(
         ValueError: for an `fn` that does not return a real array `[batch_size, num_classes]` or is not
             of JAX, x of a wrong dtype or no array, numbers out of range.
 
-    Memory is that of one batch, whatever `num_samples`. Ties go to the first class. (The batches are a
+    Memory is that of one batch, whatever `num_samples`. Ties go to the first class. Inside of jit the
+    values of x are not known: call `noise.check(x)` before, which refuses tokens that are none. (The batches are a
     loop in the compiled program, in which XLA's CPU backend is slow at convolutions: there, jit one
     batch, `num_samples=batch_size`, and add up over `start`.)
 
