@@ -164,3 +164,15 @@ def test_small_images_share_a_product(key, count, together):
         rtol=1e-5,
         atol=5e-5,
     )
+
+
+def test_a_gradient_is_exported_for_any_batch(key):
+    _, _, kernel = _arrays(key, (4, 4), (3, 3), 24, 24)
+    gradient = jax.jit(
+        jax.grad(lambda k, x: jnp.sum(jnp.sin(_convolution.convolve(x, k, padding="circular"))))
+    )
+    (batch,) = jax.export.symbolic_shape("b")
+    shape = jax.ShapeDtypeStruct((batch, 4, 4, 24), jnp.float32)
+    exported = jax.export.export(gradient)(kernel, shape)
+    x = jax.random.normal(key, (3, 4, 4, 24))
+    np.testing.assert_allclose(exported.call(kernel, x), gradient(kernel, x), atol=1e-4)
