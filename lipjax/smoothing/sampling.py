@@ -76,9 +76,9 @@ def sample_counts(
             of JAX, x of a wrong dtype or no array, numbers out of range.
 
     Memory is that of one batch, whatever `num_samples`. Ties go to the first class. Inside of jit the
-    values of x are not known: call `noise.check(x)` before, which refuses tokens that are none. (The batches are a
-    loop in the compiled program, in which XLA's CPU backend is slow at convolutions: there, jit one
-    batch, `num_samples=batch_size`, and add up over `start`.)
+    values of x are not known: call `noise.check(x)` before, which refuses tokens that are none. (The
+    batches are a loop in the compiled program, in which XLA's CPU backend is slow at convolutions:
+    there, jit one batch, `num_samples=batch_size`, and add up over `start`.)
 
     >>> counts = sample_counts(
     ...     jax.random.key(0), lambda x: jnp.stack([x, -x], -1), jnp.float32(1.0),
