@@ -13,6 +13,10 @@ MOST = 2**40
 
 def checked(least_classes: int, **named):
     """Counts as int64 arrays `[..., K]` of one shape, which count something."""
+    if len(named) > 1 and len({id(value) for value in named.values()}) == 1:
+        raise ValueError(
+            f"{' and '.join(named)} are the same object; the guarantee is about two independent samples."
+        )
     arrays = {name: _array(name, value) for name, value in named.items()}
     for name, counts in arrays.items():
         if not np.issubdtype(counts.dtype, np.integer):

@@ -322,11 +322,13 @@ class Product:
     """
 
     parts: tuple[Any, ...]
+    more: dataclasses.InitVar[Any] = None
 
-    def __post_init__(self):
-        if not isinstance(self.parts, tuple | list):
+    def __post_init__(self, more):
+        if not isinstance(self.parts, tuple | list) or more is not None:
             raise ValueError(
-                f"parts is {self.parts!r}; it must be a tuple, of one noise for each part."
+                f"parts is {self.parts!r}; it must be one tuple, of one noise for each part: "
+                "Product((noise, noise))."
             )
         object.__setattr__(self, "parts", tuple(self.parts))
         for part in self.parts:

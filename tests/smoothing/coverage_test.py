@@ -108,7 +108,7 @@ def rate(certify, p, first, trials, *, alpha, copies=1, reuse=False):
     """The exact chance of a certificate at a tie."""
     later, after = outcomes(trials, p)
     if reuse:
-        found = certify(later, later, sigma=1.0, alpha=alpha)
+        found = certify(later, later.copy(), sigma=1.0, alpha=alpha)
         return after @ (found.prediction != ABSTAIN)
     chosen, before = outcomes(first, p)
     one, two = np.repeat(chosen, len(later), 0), np.tile(later, (len(chosen), 1))

@@ -81,7 +81,7 @@ def test_failure_rate_by_enumeration(p):
     assert (chance * wrong).sum() <= alpha
     # Choosing the class on the sample that bounds it fails too often.
     votes = np.stack([k[0], trials - k[0]], -1)
-    reused = gaussian.certify(votes, votes, sigma=1.0, alpha=alpha)
+    reused = gaussian.certify(votes, votes.copy(), sigma=1.0, alpha=alpha)
     true = np.where(reused.prediction == 0, 1, -1) * special.ndtri(p)
     bad = (reused.prediction != ABSTAIN) & (reused.radius > true)
     if p == 0.5:
@@ -119,12 +119,12 @@ def test_bad_input_is_named(change, word):
 
 def test_law_error_is_taken_off():
     counts = np.array([900, 100])
-    plain = gaussian.certify(counts, counts, sigma=1.0, alpha=0.01)
-    off = gaussian.certify(counts, counts, sigma=1.0, alpha=0.01, law_error=0.05)
+    plain = gaussian.certify(counts, counts.copy(), sigma=1.0, alpha=0.01)
+    off = gaussian.certify(counts, counts.copy(), sigma=1.0, alpha=0.01, law_error=0.05)
     np.testing.assert_allclose(off.info["p_lower"], plain.info["p_lower"] - 0.05)
     assert 0 < off.radius < plain.radius
     with pytest.raises(ValueError, match="law_error is -1"):
-        gaussian.certify(counts, counts, sigma=1.0, alpha=0.01, law_error=-1)
+        gaussian.certify(counts, counts.copy(), sigma=1.0, alpha=0.01, law_error=-1)
 
 
 def test_noise_is_of_the_batch():
@@ -132,10 +132,10 @@ def test_noise_is_of_the_batch():
     counts = np.array([[900, 100], [800, 200]])
     for sigma in (np.array([[1.0], [2.0]]), np.ones(3), np.ones((1, 2))):
         with pytest.raises(ValueError, match="sigma has shape"):
-            gaussian.certify(counts, counts, sigma=sigma, alpha=0.01)
+            gaussian.certify(counts, counts.copy(), sigma=sigma, alpha=0.01)
     with pytest.raises(ValueError, match="sigma has shape"):
         gaussian.certify(counts[0], counts[0], sigma=np.ones(1), alpha=0.01)
-    found = gaussian.certify(counts, counts, sigma=np.array([1.0, 2.0]), alpha=0.01)
+    found = gaussian.certify(counts, counts.copy(), sigma=np.array([1.0, 2.0]), alpha=0.01)
     assert found.radius.shape == (2,)
 
 
@@ -154,4 +154,4 @@ def test_rows_of_other_lengths_and_several_errors_are_named():
     with pytest.raises(ValueError, match="selection is .*rows of counts are of one length"):
         gaussian.certify([[1, 2], [3]], counts, sigma=1.0, alpha=0.1)
     with pytest.raises(ValueError, match="law_error has shape"):
-        gaussian.certify(counts, counts, sigma=1.0, alpha=0.1, law_error=np.zeros(3))
+        gaussian.certify(counts, counts.copy(), sigma=1.0, alpha=0.1, law_error=np.zeros(3))

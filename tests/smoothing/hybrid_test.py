@@ -50,7 +50,7 @@ def test_whole_curves():
 
 def test_no_edits_are_the_gaussian_radius():
     counts = np.array([[5000, 0], [4990, 10], [3000, 2000], [2000, 3000]])
-    known = gaussian.certify(counts, counts, sigma=0.7, alpha=0.001)
+    known = gaussian.certify(counts, counts.copy(), sigma=0.7, alpha=0.001)
     p = known.info["p_lower"]
     found = hybrid.radius(p, kernel=Uniform(0.5, 10), num_edits=0, sigma=0.7)
     np.testing.assert_allclose(found, known.radius, rtol=1e-8)

@@ -318,6 +318,15 @@ def test_bad_input_is_named(change, word):
 
 
 @pytest.mark.parametrize("certify", [gaussian.certify, multiclass.certify])
+def test_one_sample_is_not_two(certify):
+    counts = np.array([90, 8, 2])
+    with pytest.raises(
+        ValueError, match="selection and estimation are the same object; .* two indep"
+    ):
+        certify(counts, counts, sigma=1.0, alpha=0.01)
+
+
+@pytest.mark.parametrize("certify", [gaussian.certify, multiclass.certify])
 def test_inside_of_jit_the_way_out_is_named(certify):
     with pytest.raises(ValueError, match="selection is .* outside of jit and vmap"):
         jax.jit(lambda a, b: certify(a, b, sigma=1.0, alpha=0.01).radius)(*np.ones((2, 3), int))
@@ -333,7 +342,9 @@ def test_exact_sums_of_the_ledger_are_at_most_alpha(budget, dtype, classes):
     )
     selection = np.r_[selection, [np.eye(classes, dtype=int)[0] * 100]]
     for alpha in np.linspace(0.001, 0.05, 20).astype(dtype):
-        found = multiclass.certify(selection, selection, sigma=1.0, alpha=alpha, budget=budget)
+        found = multiclass.certify(
+            selection, selection.copy(), sigma=1.0, alpha=alpha, budget=budget
+        )
         ledger = [np.broadcast_to(level, 26) for level in found.info["ledger"].values()]
         for row in zip(*ledger):
             total = sum(Fraction(float(level)) for level in row)
@@ -343,8 +354,8 @@ def test_exact_sums_of_the_ledger_are_at_most_alpha(budget, dtype, classes):
 def test_noise_is_of_the_batch():
     counts = np.array([[900, 90, 10], [800, 150, 50]])
     with pytest.raises(ValueError, match=r"sigma has shape \(2, 1\)"):
-        multiclass.certify(counts, counts, sigma=np.array([[1.0], [2.0]]), alpha=0.01)
-    found = multiclass.certify(counts, counts, sigma=np.array([1.0, 2.0]), alpha=0.01)
+        multiclass.certify(counts, counts.copy(), sigma=np.array([[1.0], [2.0]]), alpha=0.01)
+    found = multiclass.certify(counts, counts.copy(), sigma=np.array([1.0, 2.0]), alpha=0.01)
     assert found.radius.shape == (2,)
 
 

@@ -436,3 +436,8 @@ def test_products_and_grids_that_do_not_fit_are_named():
             call()
     low = 0.05 / 255 / 257
     assert noise.IntegerGaussian.finest(low * 1.001).refine == 257
+
+
+def test_parts_without_a_tuple_are_named():
+    with pytest.raises(ValueError, match="parts is Gaussian.*one tuple.*Product"):
+        Product(Gaussian(1.0), Gaussian(2.0))

@@ -270,13 +270,13 @@ def test_undefined_logits_vote_at_random_so_that_every_sample_counts():
         unknown = n * (1 - sum(chance)) / 2
         np.testing.assert_allclose(counts, n * np.array(chance) + unknown, atol=5 * np.sqrt(n))
         votes = np.round(n * np.array(chance)).astype(np.int64)  # those with logits alone
-        wrong = gaussian.certify(votes, votes, sigma=1.0, alpha=0.001)
+        wrong = gaussian.certify(votes, votes.copy(), sigma=1.0, alpha=0.001)
         dropped.append(wrong.radius)
         classes.append(int(wrong.prediction))
         with pytest.raises(
             ValueError, match="num_samples is 100000, but estimation has rows that sum"
         ):
-            gaussian.certify(votes, votes, sigma=1.0, alpha=0.001, num_samples=n)
+            gaussian.certify(votes, votes.copy(), sigma=1.0, alpha=0.001, num_samples=n)
     assert classes == [0, 1] and sum(dropped) > 2.4  # the negative control: two classes, one place
     assert kept[0] == kept[1] or sum(radii) <= 2.4
 
@@ -286,7 +286,7 @@ def test_a_network_of_nan_abstains():
     fn = lambda x: jnp.full((len(x), 3), jnp.nan)  # noqa: E731
     counts = sample_counts(jax.random.key(0), fn, X, num_samples=30_000, **options)
     np.testing.assert_allclose(counts, 10_000, atol=500)
-    assert gaussian.certify(counts, counts, sigma=1.0, alpha=0.001).prediction == -1
+    assert gaussian.certify(counts, counts.copy(), sigma=1.0, alpha=0.001).prediction == -1
     again = sample_counts(
         jax.random.key(0), fn, X, num_samples=30_000, **options | {"batch_size": 77}
     )
