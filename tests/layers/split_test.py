@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from lipjax import spectral
 from lipjax.layers import _convolution, _narrow, _split
-from tests.layers.narrow_test import _arrays, _plain, _plain_adjoint
+from tests.layers.narrow_test import _arrays, _plain, _plain_adjoint, check_derivatives
 
 GEOMETRIES = [
     ((5,), (3,), 24, 25),
@@ -44,21 +44,7 @@ def test_the_sums_are_those_of_the_convolution_and_its_adjoint(key, geometry, pa
 @pytest.mark.parametrize("padding", ["zero", "circular"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_derivatives_are_those_of_the_convolution(key, geometry, padding):
-    x, y, kernel = _arrays(key, *geometry)
-    cases = [
-        (_convolution.convolve, _plain, x),
-        (lambda y, k, padding: _convolution.adjoint(y, k, x, padding=padding), _plain_adjoint, y),
-    ]
-    for ours, plain, at in cases:
-        ours, plain = (functools.partial(f, padding=padding) for f in (ours, plain))
-        loss = lambda f: lambda *args: jnp.sum(jnp.sin(f(*args)))  # noqa: E731
-        for got, want in zip(
-            *(jax.jit(jax.grad(loss(f), (0, 1)))(at, kernel) for f in (ours, plain))
-        ):
-            np.testing.assert_allclose(got, want, atol=5e-5)
-        tangents = (jnp.cos(at), jnp.cos(kernel) / np.sqrt(kernel.size))
-        for got, want in zip(*(jax.jvp(f, (at, kernel), tangents) for f in (ours, plain))):
-            np.testing.assert_allclose(got, want, atol=5e-5)
+    check_derivatives(*_arrays(key, *geometry), padding, atol=5e-5)
 
 
 @pytest.mark.slow
