@@ -168,7 +168,9 @@ def bounds(
     votes = np.take_along_axis(estimation, best, -1)[..., 0]
     trials = estimation.sum(-1)
     if budget == "auto":
-        return _auto(selection, estimation, best, alpha, law_error)
+        most = _counts.without(estimation, best).max(-1)
+        seen = np.count_nonzero(_counts.without(selection, best), axis=-1)
+        return _auto(votes, most, trials, seen, selection.shape[-1], alpha, law_error)
     spend = {"weighted": _weighted, "bonferroni": _bonferroni, "partition": _partition}[budget]
     own, groups = spend(selection, estimation, best, _counts.spendable(alpha))
     failure = confidence.failure(votes, trials, alpha=own)
@@ -212,14 +214,12 @@ def _weighted(selection, estimation, best, alpha):
     ]
 
 
-def _auto(selection, estimation, best, alpha, law_error):
-    votes, trials = np.take_along_axis(estimation, best, -1)[..., 0], estimation.sum(-1)
+def _auto(votes, most, trials, seen, classes, alpha, law_error):
+    """The class alone, and with the largest of the others; `seen` of them had votes at first."""
     failure = confidence.failure(votes, trials, alpha=alpha)
-    ledger = {"the class is less likely": np.full((1, *failure.shape), alpha)}
-    if selection.shape[-1] == 2:  # a bound for one is a bound for the other
+    if classes == 2:  # a bound for one is a bound for the other
+        ledger = {"the class is less likely": np.full((1, *failure.shape), alpha)}
         return _capped(failure[None], failure[None], law_error, ledger)
-    most = _counts.without(estimation, best).max(-1)
-    seen = np.count_nonzero(_counts.without(selection, best), axis=-1)
     share = np.where(seen > 1, SHARE, FEW)
     apart = _enough(trials - votes - most, votes, trials, alpha=alpha, share=share)
     own = _counts.spendable(alpha) * share
