@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax import _checks
-from lipjax.layers import _narrow, _split
+from lipjax.layers import _narrow, _winograd
 from lipjax.typing import Array
 
 PADDINGS = ("zero", "circular")
@@ -65,8 +65,8 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
     x = x.reshape(math.prod(lead), *x.shape[-dims - 1 :])
     if set(strides) == {1} and _narrow.is_narrow(kernel):
         y = _narrow_convolved(x, kernel, padding)
-    elif set(strides) == {1} and _split.pays(x, kernel):
-        y = _split_convolved(x, kernel, padding)
+    elif set(strides) == {1} and _winograd.pays(x, kernel):
+        y = _tiled_convolved(x, kernel, padding)
     else:
         y = _convolved(x, kernel, padding, strides)
     return y.reshape(*lead, *y.shape[1:])
@@ -82,18 +82,19 @@ def adjoint(y: Array, kernel: Array, like: Array, *, padding: str = "zero", stri
     """
     dims = kernel.ndim - 2
     strides = _checks.per_axis(dims, strides=strides)
-    narrow = _narrow.is_narrow(kernel)
-    if set(strides) == {1} and (narrow or _split.pays(y, kernel)):
-        lead = math.prod(y.shape[: -dims - 1])
-        ours = _narrow_adjoint if narrow else _split_adjoint
-        return ours(y.reshape(lead, *y.shape[-dims - 1 :]), kernel, padding).reshape(like.shape)
+    if set(strides) == {1}:
+        images = y.reshape(math.prod(y.shape[: -dims - 1]), *y.shape[-dims - 1 :])
+        if _narrow.is_narrow(kernel):
+            return _narrow_adjoint(images, kernel, padding).reshape(like.shape)
+        if _winograd.pays(images, kernel):
+            return _tiled_adjoint(images, kernel, padding).reshape(like.shape)
     (x,) = jax.linear_transpose(
         lambda x: convolve(x, kernel, padding=padding, strides=strides), like
     )(y)
     return x
 
 
-def _convolved(x, kernel, padding, strides):
+def _convolved(x, kernel, padding, strides=1):
     """The convolution of `float[b, *spatial, c_in]`, as one operation of XLA."""
     dims = kernel.ndim - 2
     strides = _checks.per_axis(dims, strides=strides)
@@ -113,14 +114,14 @@ def _convolved(x, kernel, padding, strides):
 def _adjoint(y, kernel, padding):
     """The adjoint of `_convolved` with stride 1 in x."""
     like = jnp.broadcast_to(y[..., :1], (*y.shape[:-1], kernel.shape[-2]))
-    (x,) = jax.linear_transpose(lambda x: _convolved(x, kernel, padding, 1), like)(y)
+    (x,) = jax.linear_transpose(lambda x: _convolved(x, kernel, padding), like)(y)
     return x
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _narrow_convolved(x, kernel, padding):
     """`_convolved` with stride 1, for kernels that `_narrow` has faster derivatives of."""
-    return _convolved(x, kernel, padding, 1)
+    return _convolved(x, kernel, padding)
 
 
 @_narrow_convolved.defjvp
@@ -130,7 +131,7 @@ def _narrow_convolved_jvp(padding, primals, tangents):
     # Without the barrier XLA adds the shifts again for the backward pass, and keeps all products for it.
     value = lax.optimization_barrier(fast(x, kernel))
     # The gradient for x transposes the first of these two, which XLA does well.
-    return value, _convolved(dx, kernel, padding, 1) + fast(x, dkernel)
+    return value, _convolved(dx, kernel, padding) + fast(x, dkernel)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -148,30 +149,25 @@ def _narrow_adjoint_jvp(padding, primals, tangents):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _split_convolved(x, kernel, padding):
-    """`_convolved` with stride 1, whose gradient for the kernel `_split` has."""
-    return _convolved(x, kernel, padding, 1)
+def _tiled_convolved(x, kernel, padding):
+    """`_convolved` with stride 1, for sizes that `_winograd` has a faster way for."""
+    return _convolved(x, kernel, padding)
 
 
-@_split_convolved.defjvp
-def _split_convolved_jvp(padding, primals, tangents):
-    (x, kernel), (dx, dkernel) = primals, tangents
-    again = jax.checkpoint(_on_cpus(_split.convolved, _split_convolved, padding))
-    moved = _convolved(dx, kernel, padding, 1) + again(x, dkernel)
-    return _split_convolved(x, kernel, padding), moved
+@_tiled_convolved.defjvp
+def _tiled_convolved_jvp(padding, primals, tangents):
+    return jax.jvp(_on_cpus(_winograd.convolved, _convolved, padding), primals, tangents)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _split_adjoint(y, kernel, padding):
-    """`_adjoint`, whose gradient for the kernel `_split` has."""
+def _tiled_adjoint(y, kernel, padding):
+    """`_adjoint`, for sizes that `_winograd` has a faster way for."""
     return _adjoint(y, kernel, padding)
 
 
-@_split_adjoint.defjvp
-def _split_adjoint_jvp(padding, primals, tangents):
-    (y, kernel), (dy, dkernel) = primals, tangents
-    again = jax.checkpoint(_on_cpus(_split.adjoint, _split_adjoint, padding))
-    return _split_adjoint(y, kernel, padding), _adjoint(dy, kernel, padding) + again(y, dkernel)
+@_tiled_adjoint.defjvp
+def _tiled_adjoint_jvp(padding, primals, tangents):
+    return jax.jvp(_on_cpus(_winograd.adjoint, _adjoint, padding), primals, tangents)
 
 
 def _on_cpus(fast, plain, padding):
