@@ -3,8 +3,8 @@
 command: python -m experiments.benchmarks.reordered [--out FILE] [--rounds 7]
 
 Ours and what XLA or JAX has, in turn in one process, medians over the rounds, and the temporary memory
-of the programs: one convolution of 3 x 3 on 32 images of 32 x 32 pixels with its gradients for the images
-and for the kernel (and PyTorch's, where it is installed), a training step of four layers (as in
+of the programs: one convolution of 3 x 3 on 32 images of 32 x 32 pixels with its gradients for the
+images and for the kernel (and PyTorch's, where it is installed), a training step of four layers (as in
 `experiments.benchmarks.layers`), and the random words of a noisy batch of 1000 images of 28 x 28 pixels.
 With it the error of the convolution, relative to float64 (root of the mean square). Writes JSON.
 """
@@ -73,7 +73,12 @@ def convolution(channels: int, images: int, rounds: int) -> dict:
     }
 
     def gradients(convolve):
-        return jax.jit(lambda x, k, g: jax.vjp(convolve, x, k)[1](g))
+        @jax.jit
+        def both(x, k, g):
+            y, pull = jax.vjp(convolve, x, k)
+            return y, pull(g)
+
+        return both
 
     def forward(convolve):
         return jax.jit(lambda x, k, g: convolve(x, k))

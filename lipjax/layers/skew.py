@@ -112,7 +112,7 @@ def constrain_dense(params: Params, *, gradient: str = "norm") -> Linear:
     square = matmul(skew, skew)
     limit = _limit(skew, square, scale, gradient)
     rotation = exponential(skew * limit, square * (limit * limit))
-    # The squarings add up their rounding, to 1e-5 for 512 features.
+    # Its rounding is 3e-6 for 512 features.
     return forms.linear(upright(straightened, rotation[:rows, :cols]), params.bias)
 
 
@@ -285,38 +285,45 @@ def _limit(skew, square, scale, gradient):
 
 
 def exponential(skew: Array, square: Array | None = None) -> Array:
-    """`exp(A)` of a matrix of norm at most pi: a Taylor sum of `A / 8`, squared three times.
+    """`exp(A)` of a skew matrix of norm at most pi, in float32 by four products, `A^2` among them.
 
-    Six products in float32, `A^2` among them if it is not given, where the general function, batched,
-    computes all of its cases. The terms left out are below 1e-8 in float32 (degree 8, in the three
-    products of Bader, Blanes, Casas (2019), https://doi.org/10.3390/math7121174) and 1e-15 in float64
-    (degree 13).
+    In float32 a polynomial of degree 12, the Chebyshev series of `e^(i x)` on [-pi, pi], with an error of
+    1e-7 and half of the rounding of a Taylor sum of `A / 8` that is squared three times, which takes six
+    products. In float64 such a sum, of degree 13 and with an error of 1e-15.
 
     >>> import jax.numpy as jnp
     >>> exponential(jnp.array([[0.0, jnp.pi / 2], [-jnp.pi / 2, 0.0]])).round(4) + 0.0
     Array([[ 0.,  1.],
            [-1.,  0.]], dtype=float32)
     """
-    a = skew / 8
-    second = matmul(a, a) if square is None else square / 64
-    eye = jnp.eye(a.shape[-1], dtype=a.dtype)
-    total = _degree_eight(eye, a, second) if a.dtype == jnp.float32 else _degree_13(eye, a, second)
+    eye = jnp.eye(skew.shape[-1], dtype=skew.dtype)
+    second = matmul(skew, skew) if square is None else square
+    if skew.dtype == jnp.float32:
+        return _degree_12(eye, skew, second)
+    total = _degree_13(eye, skew / 8, second / 64)
     for _ in range(3):
         total = matmul(total, total)
     return total
 
 
-def _degree_eight(eye, a, second):
-    """The Taylor sum of degree 8; the coefficients solve the equations that its nine terms pose."""
-    root = math.sqrt(177)
-    fourth = matmul(second, (1 + root) / 132 * a + (1 + root) / 528 * second)
-    right = (
-        (29 * root - 271) / 210 * eye
-        + 11 * (root - 1) / 840 * a
-        + 11 * (root - 9) / 3360 * second
-        + (89 - root) / 2240 * fourth
-    )
-    return eye + a + (857 - 58 * root) / 630 * second + matmul(2 / 3 * second + fourth, right)
+_DEGREE_12 = (
+    (-0.53, 0.2867922099, -0.1215446259, -0.02073908151),
+    (4.8, 1.102104692, 0.03950760365, 0.01306011646),
+    (0.21, -0.0303993638, 0.05762875085, 0.0007128907218),
+    (0.3, 0.1687446133, 0.0190224536, 0.006444160928),
+)
+"""Coefficients of 1, A, A^2 and A^3 in four cubics p, q, r, s with `p + (q + r + s^2) (r + s^2)`.
+
+Three degrees of freedom are left by the 13 coefficients of the polynomial, here for little rounding.
+The form is that of Bader, Blanes, Casas (2019), https://doi.org/10.3390/math7121174.
+"""
+
+
+def _degree_12(eye, a, second):
+    powers = (eye, a, second, matmul(second, a))
+    p, q, r, s = (sum(c * power for c, power in zip(row, powers)) for row in _DEGREE_12)
+    inside = r + matmul(s, s)
+    return p + matmul(q + inside, inside)
 
 
 def _degree_13(eye, a, second):

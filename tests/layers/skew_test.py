@@ -57,7 +57,7 @@ def test_small_and_large_kernels_in_one_batch():
 
 @pytest.mark.parametrize("cols", [512, 300])
 def test_rotations_of_many_features_do_not_expand(cols):
-    """The rounding of the exponential alone is 1e-5 there."""
+    """The step at the end takes off the rounding of the exponential."""
     rng = np.random.default_rng(0)
     kernel = np.float32(50 * np.outer(rng.normal(size=512), rng.normal(size=cols)))
     weights = skew.constrain_dense(skew.Params(kernel, jnp.zeros(cols)))
@@ -231,3 +231,25 @@ def test_the_exponential_up_to_a_norm_of_pi(dtype, error):
             got = np.asarray(skew.exponential(jnp.asarray(a, dtype)))
             assert got.dtype == dtype
             np.testing.assert_allclose(got, scipy.linalg.expm(a), atol=error)
+
+
+def test_the_polynomial_is_the_exponential_on_the_whole_circle():
+    angles = np.linspace(-np.pi, np.pi, 2001)
+    p, q, r, s = (np.polynomial.Polynomial(row)(1j * angles) for row in skew._DEGREE_12)
+    inside = r + s**2
+    exact = np.exp(1j * angles)
+    assert np.abs(p + (q + inside) * inside - exact).max() < 1e-7
+    taylor = sum((1j * angles) ** k / math.factorial(k) for k in range(13))
+    assert np.abs(taylor - exact).max() > 1e-4  # negative control: the sum of as high a degree
+
+
+@pytest.mark.parametrize("norm", [0.1, 1.5, np.pi])
+def test_the_rounding_of_the_exponential(norm):
+    """With all eigenvalues of one size: one after the other they would not show on the others."""
+    turn = np.linalg.qr(RNG.normal(size=(256, 256)))[0]
+    a = norm * turn @ np.kron(np.eye(128), [[0, 1], [-1, 0]]) @ turn.T
+    a = np.float32((a - a.T) / 2)
+    error = oracles.norm(
+        np.float64(skew.exponential(jnp.asarray(a))) - scipy.linalg.expm(np.float64(a))
+    )
+    assert error < 4e-6
