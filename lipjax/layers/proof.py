@@ -25,7 +25,8 @@ class Proof(NamedTuple):
     """What `prove` found.
 
     Attributes:
-        smallest_eigenvalue: Of the matrix of the SDP condition; at least 0 in exact arithmetic.
+        smallest_eigenvalue: Of the matrix of the SDP condition; at least 0 in exact arithmetic, and 0
+            for every residual layer, along x itself. It falls below where a layer has used up its slack.
         jacobian_norm: The largest norm of the Jacobian that was found by maximization; at most 1.
         mismatch: The largest difference between the layer as computed and as its matrices say, over
             the size of the output.

@@ -60,6 +60,9 @@ def from_state_dict(
     """
     _checks.one_of(("exp", "abs"), weights=weights)
     arrays = {name: np.asarray(array) for name, array in state.items()}
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise ValueError(f"state has NaN or infinity in {name!r}.")
     if any(re.search(r"(^|\.)FirstConv\.", name) for name in arrays):
         return _study(arrays, image_shape, mean, num_classes)
     read = _read_cpl if any("stable_block." in name for name in arrays) else _read_sll
@@ -203,7 +206,7 @@ def _read_sll(arrays):
     ):
         raise ValueError(
             f"state has the last layer, with a weight and a bias alone, at {numbers['last layer']} of "
-            f"{sorted(found)}; it must be there once, at the end."
+            f"{sorted(found)}; it must be there once, at the end. (A dense layer has a 'q' too.)"
         )
     convs, denses, lasts = ([found[i] for i in places] for places in numbers.values())
     return convs, denses, (lasts[-1] if lasts else None), "sll"
@@ -253,7 +256,13 @@ def _read_cpl(arrays):
 def _config(convs, denses, last, layer, image_shape, mean, num_classes) -> ConvNetConfig:
     sizes = dict(conv_depth=len(convs), dense_depth=len(denses))
     if convs:
-        hidden, width, size, _ = _shaped(convs[0], "kernel", 4)
+        hidden, width, *window = _shaped(convs[0], "kernel", 4)
+        if window[0] != window[1]:
+            raise ValueError(
+                f"state has a first 'kernel' of shape {(hidden, width, *window)}; it must be "
+                "[hidden, channels, height, width] with a square window, as PyTorch has it."
+            )
+        size = window[0]
         sizes |= dict(conv_width=width, conv_hidden=hidden, kernel_size=size)
     if denses:
         sizes |= dict(dense_hidden=_shaped(denses[0], "weight", 2)[0])
@@ -289,7 +298,12 @@ def _conv_params(row, layer):
 
 
 def _dense_params(row, layer, order, weights):
-    _shaped(row, "weight", 2)
+    shape = _shaped(row, "weight", 2)
+    if shape[1] != len(order):
+        raise ValueError(
+            f"state has a dense layer whose 'weight' has shape {shape}; it must be [hidden, features] "
+            f"with {len(order)} features, as the last layer takes."
+        )
     kernel = jnp.asarray(row["weight"][:, order].T, jnp.float32)
     q = row.get("q", np.zeros(kernel.shape[-1]))
     if weights == "abs" and "q" in row:

@@ -184,6 +184,10 @@ def freeze(module: nnx.Module) -> nnx.Module:
     Steps and class vectors come out on the sound side of rounding, kernels rounded; `bound` proves
     what the result has. Not for use under jit.
 
+    Layers that divide by a bound computed in float32 leave room for its rounding in training, which this
+    takes back: the values of a layer of 64 features move by up to 1e-3 of themselves (spectral
+    rescaling), 3e-4 (normalized), 1e-4 (CPL, SLL) or 1e-5 (AOL), of others less.
+
     Raises:
         ValueError: for a module that holds weights in place of parameters already.
     """

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 from flax import nnx
 
 from lipjax import _checks
@@ -357,10 +358,21 @@ class _FrequencyConv(Constrained):
         return self.module.constrain_conv(params, input_size=self.input_size)
 
     def apply(self, weights, x):
+        self._check_size(x)
         return self.module.apply_conv(weights, x)
 
     def linear(self, weights, x):
+        self._check_size(x)
         return self.module.linear_conv(weights, x)
+
+    def _check_size(self, x):
+        """The weights alone do not say whether the last frequency of a width stands for two columns."""
+        shape = np.shape(x)
+        if len(shape) >= 3 and shape[-3:-1] != self.input_size:
+            raise ValueError(
+                f"x has shape {shape}; the layer is for images of input_size={self.input_size}, "
+                "[..., height, width, channels]."
+            )
 
     def freeze_params(self, params):
         return self.module.freeze_conv(params, input_size=self.input_size)
@@ -493,6 +505,7 @@ class SandwichConv(_FrequencyConv):
         self.activation = activation
 
     def apply(self, weights, x):
+        self._check_size(x)
         return sandwich.apply_conv(weights, x, activation=self.activation)
 
     linear = None

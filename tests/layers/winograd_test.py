@@ -57,7 +57,8 @@ def test_rounding_is_about_that_of_a_plain_convolution(key, monkeypatch):
     usual = _winograd._matrices((0.0, 1.0, -1.0, 2.0, -2.0))
     for name, matrix in zip(("_INPUT", "_FILTER", "_OUTPUT"), usual):
         monkeypatch.setattr(_winograd, name, matrix)
-    assert error(_winograd.convolved(x, kernel, "zero")) > 1.5 * ours  # negative control
+    usual = _winograd.convolved.__wrapped__(x, kernel, "zero")
+    assert error(usual) > 1.5 * ours  # negative control
 
 
 def test_isometries_keep_lengths(key):
@@ -71,7 +72,7 @@ def test_isometries_keep_lengths(key):
     length = np.linalg.norm(np.float64(x))
     for moved in (y, push(x), *pull(x)):
         assert abs(np.linalg.norm(np.float64(moved)) / length - 1) < 5e-7
-    np.testing.assert_allclose(pull(y)[0], x, atol=1e-5)
+    np.testing.assert_allclose(pull(y)[0], x, atol=5e-5)
 
 
 @pytest.mark.slow
@@ -156,6 +157,35 @@ def test_on_meshes(key, explicit):
     for got in found:
         for g, w in zip(got, expected):
             np.testing.assert_allclose(g, w, atol=5e-4, rtol=1e-4)
+
+
+def _split_by_height(spec, kind):
+    """The gradient for a kernel of 8 channels, too few for tiles, and what it is on one device."""
+    x, _, kernel = _arrays(jax.random.key(0), (16, 16), WINDOW, 8, 8)
+    gradient = jax.grad(lambda k, x: jnp.sum(jnp.sin(_convolution.convolve(x, k))))
+    expected = jax.jit(gradient)(kernel, x)
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind,) * 2)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(kernel, P()), jax.device_put(x, spec)
+        return jax.jit(gradient)(*placed), expected
+
+
+def test_parts_of_images_without_copies():
+    found, expected = _split_by_height(P("b", "a"), jax.sharding.AxisType.Auto)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="XLA counts the copies; when it does not, README need not say so"
+)
+def test_parts_of_images_with_copies():
+    found, expected = _split_by_height(P(None, "a"), jax.sharding.AxisType.Auto)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_parts_of_images_with_copies_are_refused_where_it_is_known():
+    with pytest.raises(ValueError, match=r"split over \['b'\] as well"):
+        _split_by_height(P(None, "a"), jax.sharding.AxisType.Explicit)
 
 
 @pytest.mark.every
