@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import subprocess
@@ -111,3 +112,29 @@ def test_the_readme_is_filled_in():
     assert not re.search(r"[A-Z]+_(OUTPUT|TABLE|DIGITS)", text)
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_the_table_of_layers_is_that_of_its_file():
+    """Speeds and times faster than the peers, all from one run."""
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("| layer | examples/s |") :].split("\n\n")[0].splitlines()[2:]
+    file = ROOT / "experiments" / "benchmarks" / "layers_cpu_avx512.json"
+    found = {}
+    for row in json.loads(file.read_text())["rows"]:
+        ours = row["seconds"].pop("lipjax")
+        word = {
+            ("conv", "SLL"): "5 hidden",
+            ("conv", "SLL, as many hidden channels"): "45 hidden",
+            ("conv", "normalized as a matrix"): "as a matrix",
+        }.get((row["kind"], row["layer"]), row["layer"])
+        (line,) = [
+            x
+            for x in table
+            if re.match(rf"\| {row['kind']} .*\b{re.escape(word)}\b", x.split(" | ")[0])
+        ]
+        found.setdefault(line, []).append(f"{row['examples'] / ours:.0f}")
+        found[line] += [f"{seconds / ours:.1f}" for seconds in row["seconds"].values()]
+        found[line] += [f"{at_most:.1f}" for at_most in row.get("at_most", {}).values()]
+    assert set(found) == set(table)
+    for line, numbers in found.items():
+        assert set(numbers) <= set(re.findall(r"\d+\.?\d*", line)), line
