@@ -115,26 +115,44 @@ def test_the_readme_is_filled_in():
 
 
 def test_the_table_of_layers_is_that_of_its_file():
-    """Speeds and times faster than the peers, all from one run."""
+    """Speeds, times faster than the peers and limits, each in its cell and in its order."""
     text = (ROOT / "README.md").read_text()
     table = text[text.index("| layer | examples/s |") :].split("\n\n")[0].splitlines()[2:]
     file = ROOT / "experiments" / "benchmarks" / "layers_cpu_avx512.json"
-    found = {}
-    for row in json.loads(file.read_text())["rows"]:
-        ours = row["seconds"].pop("lipjax")
-        word = {
-            ("conv", "SLL"): "5 hidden",
-            ("conv", "SLL, as many hidden channels"): "45 hidden",
-            ("conv", "normalized as a matrix"): "as a matrix",
-        }.get((row["kind"], row["layer"]), row["layer"])
-        (line,) = [
-            x
-            for x in table
-            if re.match(rf"\| {row['kind']} .*\b{re.escape(word)}\b", x.split(" | ")[0])
-        ]
-        found.setdefault(line, []).append(f"{row['examples'] / ours:.0f}")
-        found[line] += [f"{seconds / ours:.1f}" for seconds in row["seconds"].values()]
-        found[line] += [f"{at_most:.1f}" for at_most in row.get("at_most", {}).values()]
-    assert set(found) == set(table)
-    for line, numbers in found.items():
-        assert set(numbers) <= set(re.findall(r"\d+\.?\d*", line)), line
+    rows = {(r["kind"], r["layer"]): r for r in json.loads(file.read_text())["rows"]}
+    words = {
+        "SLL": "5 hidden",
+        "SLL, as many hidden channels": "45 hidden",
+        "normalized as a matrix": "as a matrix",
+    }
+    for line in table:
+        name, *cells = line.strip("|").split("|")
+        kind = name.split()[0]
+        named = {}
+        for row in rows:
+            word = words.get(row[1], row[1]) if kind == "conv" else row[1]
+            if row[0] == kind and (at := re.search(rf"\b{re.escape(word)}\b", name)):
+                named[at.start()] = rows[row]
+        expected = [[], [], []]
+        for _, row in sorted(named.items()):
+            ours = row["seconds"]["lipjax"]
+            peers = {k: v / ours for k, v in row["seconds"].items() if k != "lipjax"}
+            peers = {k: f"{peers[k]:.1f}" for k in _in_order(peers, cells[1])}
+            expected[0].append(f"{row['examples'] / ours:.0f}")
+            expected[1] += peers.values()
+            expected[2] += [
+                f"{row['at_most'][k]:.1f}" for k in peers if k in row.get("at_most", {})
+            ]
+        assert [re.findall(r"\d+\.?\d*", cell) for cell in cells] == expected, line
+        for row in named.values():
+            rows = {k: r for k, r in rows.items() if r is not row}
+    assert not rows
+
+
+def _in_order(peers, cell):
+    """The names of the peers as they stand in a cell, where each begins as it does in the file."""
+    places = {
+        peer: cell.find("formula" if "formula" in peer else peer.split()[0]) for peer in peers
+    }
+    assert min(places.values(), default=0) >= 0, (peers, cell)
+    return sorted(peers, key=places.get)

@@ -17,6 +17,8 @@ themselves (forward and both gradients; of SLL also the Gram matrix, half of it,
 its gradient) ran at the speed of one large matrix product on this machine, the faster of JAX's and
 PyTorch's, and nothing else took any time. A method with fewer operations could do better.
 
+Then the factorizations of LAPACK that QR and Cholesky layers cannot do without, alone.
+
 Then inference: the same stacks frozen, forward only, and the ordinary network of the same shape
 (`flax.nnx.Linear` or `Conv`, and the same activation; two of them around a ReLU and a skip for
 residual layers). Writes JSON.
@@ -106,6 +108,10 @@ def main(arguments=None) -> dict:
     module = models.LipschitzConvNet("S", rngs=nnx.Rngs(0))
     shape = (NETWORK_BATCH, *module.config.image_shape)
     rows.append(_row("network", "S", module, peers, shape, max(1, args.rounds // 2), peak))
+    factorizations = _factorizations(4 * args.rounds)
+    for name, seconds in factorizations.items():
+        times = "  ".join(f"{where} {1e3 * s:.2f} ms" for where, s in seconds.items())
+        print(f"{name:<38} {times}")
     inference = []
     for kind, names in (
         ("dense", ("AOL", "Björck", "Cayley", "SLL", "CPL", "sandwich")),
@@ -127,6 +133,7 @@ def main(arguments=None) -> dict:
         "versions": _versions(),
         "peak_operations_per_second": peak,
         "rows": rows,
+        "factorizations": factorizations,
         "inference": inference,
     }
     if args.out:
@@ -221,6 +228,28 @@ def _peak() -> dict:
             times.append(time.perf_counter() - start)
         best[name] = 2 * size**3 / min(times[1:])
     return best
+
+
+def _factorizations(rounds) -> dict:
+    """Seconds of what LAPACK does in one layer of QR or Cholesky, without a gradient."""
+    a = np.random.default_rng(0).normal(size=(WIDTH, WIDTH)).astype(np.float32)
+    positive = a @ a.T / WIDTH + np.eye(WIDTH, dtype=np.float32)
+    steps = {
+        "QR": {"jax": _compiled(lambda a: tuple(jnp.linalg.qr(a)), a)},
+        "Cholesky": {"jax": _compiled(jax.lax.linalg.cholesky, positive)},
+    }
+    if _installed("torch"):
+        import torch
+
+        b, c = torch.from_numpy(a), torch.from_numpy(positive)
+        steps["QR"]["torch"] = lambda: torch.linalg.qr(b)
+        steps["Cholesky"]["torch"] = lambda: torch.linalg.cholesky(c)
+    return {name: _timed(both, rounds) for name, both in steps.items()}
+
+
+def _compiled(fn, argument):
+    fn, argument = jax.jit(fn), jnp.asarray(argument)
+    return lambda: jax.block_until_ready(fn(argument))
 
 
 def _ours(module, shape):

@@ -55,7 +55,6 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
     if 0 in x.shape[-dims - 1 :]:
         raise ValueError(f"x has shape {x.shape}; no spatial axis may have length 0.")
     check_dtype(kernel, x)
-    _check_placed(x, dims)
     if x.shape[-1] != kernel.shape[-2]:
         raise ValueError(
             f"x has shape {x.shape}; its last axis must have length {kernel.shape[-2]}, the "
@@ -71,24 +70,6 @@ def convolve(x: Array, kernel: Array, *, padding: str = "zero", strides=1) -> Ar
     else:
         y = _convolved(x, kernel, padding, strides)
     return y.reshape(*lead, *y.shape[1:])
-
-
-def _check_placed(x, dims):
-    """That no part of an image has copies, which XLA would count in gradients for the kernel.
-
-    With explicit axes this is known here; with others it is not (see README).
-    """
-    sharding = jax.typeof(x).sharding
-    names = [() if entry is None else entry for entry in sharding.spec]
-    names = [(entry,) if isinstance(entry, str) else entry for entry in names]
-    size = dict(sharding.mesh.shape)
-    unused = [n for n in size if size[n] > 1 and n not in {m for entry in names for m in entry}]
-    if any(names[-dims - 1 : -1]) and unused:
-        raise ValueError(
-            f"x is placed as {sharding.spec} on a mesh with the axes {size}; an image that is split by "
-            f"height or width must be split over {unused} as well, by its batch for example. XLA would "
-            "count each copy in the gradient for the kernel."
-        )
 
 
 def adjoint(y: Array, kernel: Array, like: Array, *, padding: str = "zero", strides=1) -> Array:

@@ -60,13 +60,17 @@ def from_state_dict(
     """
     _checks.one_of(("exp", "abs"), weights=weights)
     arrays = {name: np.asarray(array) for name, array in state.items()}
-    for name, array in arrays.items():
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise ValueError(f"state has NaN or infinity in {name!r}.")
     if any(re.search(r"(^|\.)FirstConv\.", name) for name in arrays):
         return _study(arrays, image_shape, mean, num_classes)
     read = _read_cpl if any("stable_block." in name for name in arrays) else _read_sll
     convs, denses, last, layer = read(arrays)
+    for what, rows in (
+        ("convolution", convs),
+        ("dense layer", denses),
+        ("last layer", [last or {}]),
+    ):
+        for i, row in enumerate(rows):
+            _check_finite(row, f"{what} {i}")
     if not denses and not convs:
         raise ValueError(
             f"state has no layers of an SLL or CPL network; its names begin with {sorted(arrays)[:3]}."
@@ -133,6 +137,7 @@ def _study(arrays, image_shape, mean, num_classes) -> StudyNet:
         )
         if missing:
             raise ValueError(f"state lacks '{name}.{min(missing)}'; the network is one of {layer}.")
+        _check_finite({k: row[k] for k in (_AOL, "kernel", "bias", "q") if k in row}, name)
     name = _AOL if layer == "aol" else "kernel"
     config = StudyNetConfig(
         layer=layer,
@@ -253,6 +258,15 @@ def _read_cpl(arrays):
     return *ordered, (last or None), "cpl"
 
 
+def _check_finite(row, what):
+    """Also in float32, which the parameters are read into."""
+    for name, array in row.items():
+        if np.iscomplexobj(array) or not np.isfinite(array.astype(np.float32)).all():
+            raise ValueError(
+                f"state has {name!r} of {what} with NaN, infinity or a number that is not in float32."
+            )
+
+
 def _config(convs, denses, last, layer, image_shape, mean, num_classes) -> ConvNetConfig:
     sizes = dict(conv_depth=len(convs), dense_depth=len(denses))
     if convs:
@@ -302,7 +316,7 @@ def _dense_params(row, layer, order, weights):
     if shape[1] != len(order):
         raise ValueError(
             f"state has a dense layer whose 'weight' has shape {shape}; it must be [hidden, features] "
-            f"with {len(order)} features, as the last layer takes."
+            f"with {len(order)} features."
         )
     kernel = jnp.asarray(row["weight"][:, order].T, jnp.float32)
     q = row.get("q", np.zeros(kernel.shape[-1]))

@@ -185,8 +185,9 @@ def freeze(module: nnx.Module) -> nnx.Module:
     what the result has. Not for use under jit.
 
     Layers that divide by a bound computed in float32 leave room for its rounding in training, which this
-    takes back: the values of a layer of 64 features move by up to 1e-3 of themselves (spectral
-    rescaling), 3e-4 (normalized), 1e-4 (CPL, SLL) or 1e-5 (AOL), of others less.
+    takes back: the values of a layer of 64 features or channels move by up to 1e-3 of themselves
+    (spectral rescaling; 1e-2 its convolution), 1e-3 (normalized), 1e-4 (CPL, SLL, AOL, SOC), of others
+    by less than 1e-5.
 
     Raises:
         ValueError: for a module that holds weights in place of parameters already.
