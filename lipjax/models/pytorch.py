@@ -261,7 +261,9 @@ def _read_cpl(arrays):
 def _check_finite(row, what):
     """Also in float32, which the parameters are read into."""
     for name, array in row.items():
-        if np.iscomplexobj(array) or not np.isfinite(array.astype(np.float32)).all():
+        with np.errstate(over="ignore"):
+            finite = not np.iscomplexobj(array) and np.isfinite(array.astype(np.float32)).all()
+        if not finite:
             raise ValueError(
                 f"state has {name!r} of {what} with NaN, infinity or a number that is not in float32."
             )
