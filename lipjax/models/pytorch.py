@@ -64,13 +64,7 @@ def from_state_dict(
         return _study(arrays, image_shape, mean, num_classes)
     read = _read_cpl if any("stable_block." in name for name in arrays) else _read_sll
     convs, denses, last, layer = read(arrays)
-    for what, rows in (
-        ("convolution", convs),
-        ("dense layer", denses),
-        ("last layer", [last or {}]),
-    ):
-        for i, row in enumerate(rows):
-            _check_finite(row, f"{what} {i}")
+    _check_finite([*convs, *denses, last or {}], arrays)
     if not denses and not convs:
         raise ValueError(
             f"state has no layers of an SLL or CPL network; its names begin with {sorted(arrays)[:3]}."
@@ -137,7 +131,7 @@ def _study(arrays, image_shape, mean, num_classes) -> StudyNet:
         )
         if missing:
             raise ValueError(f"state lacks '{name}.{min(missing)}'; the network is one of {layer}.")
-        _check_finite({k: row[k] for k in (_AOL, "kernel", "bias", "q") if k in row}, name)
+        _check_finite([{k: row[k] for k in (_AOL, "kernel", "bias", "q") if k in row}], arrays)
     name = _AOL if layer == "aol" else "kernel"
     config = StudyNetConfig(
         layer=layer,
@@ -258,14 +252,18 @@ def _read_cpl(arrays):
     return *ordered, (last or None), "cpl"
 
 
-def _check_finite(row, what):
-    """Also in float32, which the parameters are read into."""
-    for name, array in row.items():
-        with np.errstate(over="ignore"):
-            finite = not np.iscomplexobj(array) and np.isfinite(array.astype(np.float32)).all()
+def _check_finite(rows, arrays):
+    """That what is read is finite, also in float32, which the parameters are made of."""
+    names = {id(array): name for name, array in arrays.items()}
+    for array in (array for row in rows for array in row.values()):
+        try:
+            with np.errstate(over="ignore"):
+                finite = not np.iscomplexobj(array) and np.isfinite(array.astype(np.float32)).all()
+        except (TypeError, ValueError):
+            finite = False
         if not finite:
             raise ValueError(
-                f"state has {name!r} of {what} with NaN, infinity or a number that is not in float32."
+                f"state has {names[id(array)]!r} with NaN, infinity or what float32 does not hold."
             )
 
 

@@ -185,7 +185,7 @@ def freeze(module: nnx.Module) -> nnx.Module:
     what the result has. Not for use under jit.
 
     Layers that divide by a bound computed in float32 leave room for its rounding in training, which this
-    takes back: the values of a layer of 64 features or channels move by up to 1e-3 of themselves
+    takes back: the values of a layer of 64 features or channels move by about 1e-3 of themselves
     (spectral rescaling; 1e-2 its convolution), 1e-3 (normalized), 1e-4 (CPL, SLL, AOL, SOC), of others
     by less than 1e-5.
 

@@ -223,7 +223,7 @@ def test_negative_control_features_in_the_other_order_are_another_function():
             lambda s: s.update({"5.weight": s["5.weight"][:, :-1]}),
             "dense layer whose 'weight' has shape",
         ),
-        (lambda s: s.update({"5.bias": s["5.bias"] * np.nan}), "'bias' of dense layer 0 with NaN"),
+        (lambda s: s.update({"5.bias": s["5.bias"] * np.nan}), "'5.bias' with NaN"),
         (
             lambda s: s.update(
                 {f"{i}.kernel": s[f"{i}.kernel"].transpose(2, 3, 1, 0) for i in (1, 2)}
@@ -235,8 +235,9 @@ def test_negative_control_features_in_the_other_order_are_another_function():
         (lambda s: s.update({f"9.{k}": s[f"6.{k}"] for k in ("weight", "bias", "q")}), "gap|once"),
         (
             lambda s: s.update({"1.bias": np.full(HIDDEN, 1e300)}),
-            "'bias' of convolution 0 with NaN",
+            "'1.bias' with NaN",
         ),
+        (lambda s: s.update({"1.bias": np.array(["a"] * HIDDEN)}), "'1.bias' with NaN.*not hold"),
         (lambda s: s.clear(), "no layers"),
     ],
 )
