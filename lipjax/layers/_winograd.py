@@ -1,4 +1,4 @@
-r"""Convolutions of 3 x 3 with a quarter of the multiplications (Winograd 1980, Lavin and Gray 2016).
+r"""Convolutions of 3 x 3 with a quarter of the multiplications, by tiles.
 
 Of a product of two polynomials it is enough to multiply their values at as many points as it has
 coefficients. For the 4 neighbouring outputs y of a filter k of 3 taps that reads 6 inputs x, with the 6
@@ -15,6 +15,9 @@ the kernel keeps.
 Rounding errors are two to four times those of a plain convolution, with the usual points 0, 1, -1, 2, -2
 four to eight times; these were chosen among multiples of 1/16. They are relative to the largest values
 of the tile, as far as which NaN and infinity reach too, and values from 1e37 on overflow.
+
+References: Winograd (1980), Arithmetic Complexity of Computations; Lavin, Gray (2016),
+https://arxiv.org/abs/1509.09308.
 """
 
 import functools

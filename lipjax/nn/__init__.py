@@ -12,14 +12,11 @@ from lipjax.nn.constrained import freeze as freeze
 from lipjax.nn.constrained import rounded as rounded
 from lipjax.nn.contractions import BCOPConv as BCOPConv
 from lipjax.nn.contractions import BjorckDense as BjorckDense
-from lipjax.nn.contractions import CayleyConv as CayleyConv
 from lipjax.nn.contractions import CayleyDense as CayleyDense
 from lipjax.nn.contractions import CholeskyDense as CholeskyDense
 from lipjax.nn.contractions import HouseholderDense as HouseholderDense
 from lipjax.nn.contractions import QRDense as QRDense
-from lipjax.nn.contractions import ReflectorConv as ReflectorConv
 from lipjax.nn.contractions import ReflectorDense as ReflectorDense
-from lipjax.nn.contractions import SandwichConv as SandwichConv
 from lipjax.nn.contractions import SandwichDense as SandwichDense
 from lipjax.nn.contractions import SkewDense as SkewDense
 from lipjax.nn.contractions import SOCConv as SOCConv
@@ -28,6 +25,9 @@ from lipjax.nn.contractions import SpectralDense as SpectralDense
 from lipjax.nn.forms import Chain as Chain
 from lipjax.nn.forms import ConvexMix as ConvexMix
 from lipjax.nn.forms import Residual as Residual
+from lipjax.nn.frequency import CayleyConv as CayleyConv
+from lipjax.nn.frequency import ReflectorConv as ReflectorConv
+from lipjax.nn.frequency import SandwichConv as SandwichConv
 from lipjax.nn.layers import AOLConv as AOLConv
 from lipjax.nn.layers import AOLDense as AOLDense
 from lipjax.nn.layers import CPLConv as CPLConv
